@@ -1,0 +1,75 @@
+"""Every error fullpass raises, in one tree that says what the caller should do.
+
+    FullpassError
+    ├── UsageError          fix the command or the setting; exit 2
+    ├── GiveUp              this job can never succeed as it is; fail it for good
+    │   ├── BadExport       the file is no export, is empty, is hostile
+    │   └── PoorCoverage    too little could be read to write an honest MEMORY
+    ├── TryAgain            this job may succeed later; uses up one attempt
+    ├── Wait                nobody's fault; release the job, no attempt used
+    │   ├── Systemic        every job would meet it (bad key, outage); pause the worker
+    │   └── Draining        this worker is shutting down
+    └── Stop                the job is no longer ours to work on
+        ├── LeaseLost       another worker may hold it: write nothing more
+        └── Cancelled       the person asked to stop; keep what there is
+
+Messages are one line, name the place and the remedy, and never hold a secret or conversation text
+(promise 11).
+"""
+
+from __future__ import annotations
+
+
+class FullpassError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class UsageError(FullpassError):
+    """A command or a setting is wrong; the message names it and the rule. Exit code 2."""
+
+
+class GiveUp(FullpassError):
+    """The job cannot succeed as it is: fail it now, whatever attempts remain."""
+
+
+class BadExport(GiveUp):
+    """The file cannot be read as an export; the message names file, place and remedy."""
+
+
+class PoorCoverage(GiveUp):
+    """Less of the text was read than MIN_EXTRACTION_COVERAGE asks; no MEMORY is written from it."""
+
+
+class TryAgain(FullpassError):
+    """Something failed that may work next time: back off and retry, counting the attempt."""
+
+
+class Wait(FullpassError):
+    """Not the job's fault: release it with its attempt refunded and try after `seconds`."""
+
+    def __init__(self, message: str, *, seconds: float = 5.0) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class Systemic(Wait):
+    """Every job would meet this (bad key, unknown model, spend limit, outage): pause the worker."""
+
+
+class Draining(Wait):
+    """The worker is shutting down: release the job at once for the next worker."""
+
+    def __init__(self, message: str = "the worker is shutting down") -> None:
+        super().__init__(message, seconds=0.0)
+
+
+class Stop(FullpassError):
+    """The job is not this worker's any more: end its work, write nothing on its behalf."""
+
+
+class LeaseLost(Stop):
+    """The lease epoch moved on; another worker may hold the job (promise 1)."""
+
+
+class Cancelled(Stop):
+    """Cancellation was asked for: keep what is saved and say cancelled."""

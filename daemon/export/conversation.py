@@ -1,0 +1,81 @@
+"""The one model of a conversation that the rest of the house sees, whatever app exported it.
+
+Readers turn every format into these frozen values; nothing above `export/` knows a vendor's shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+Source = Literal["chatgpt", "claude", "gemini"]
+
+Role = Literal["user", "assistant", "instructions", "memory", "quote"]
+"""Who speaks.
+
+`user` the person; `assistant` the model; `instructions` the person's custom instructions; `memory`
+what the app itself remembered about the person; `quote` third-party text shown in the chat. Only
+`user`, `instructions` and `memory` can support a fact (promise 12).
+"""
+
+EVIDENCE_ROLES: frozenset[str] = frozenset({"user", "instructions", "memory"})
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One visible message. `at` is timezone-aware UTC, or None when the export has no time."""
+
+    id: str
+    role: Role
+    text: str
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One conversation along its active path, in reading order.
+
+    `id` is unique and stable within (person, source) across exports. Custom instructions and saved
+    memories, which exports repeat in every conversation, come once per distinct text as
+    conversations of their own with ids `instructions:<hash>` and `memory:<hash>`.
+    """
+
+    source: Source
+    id: str
+    title: str
+    messages: tuple[Message, ...]
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    place: str = ""
+    """Where it stands in the export, for people: `conversations-003.json, item 12`."""
+
+
+@dataclass(slots=True)
+class ReadReport:
+    """What a reader met so far; the reader updates it while it runs. Counts, never contents."""
+
+    source: Source | None = None
+    conversations: int = 0
+    messages: int = 0
+    damaged: int = 0
+    damages: list[str] = field(default_factory=list)
+    """The first twenty damages, each `place: reason`."""
+    forgotten: int = 0
+    """Conversations the person asked not to be remembered (is_do_not_remember, memory_scope)."""
+    empty: int = 0
+    duplicates: int = 0
+    unknown_content_types: dict[str, int] = field(default_factory=dict)
+    redacted: int = 0
+    """Credentials replaced by a marker before anything was stored or sent."""
+    members: list[str] = field(default_factory=list)
+    bytes_read: int = 0
+    bytes_total: int = 0
+    whole: bool = False
+    """True once every conversation was read and nothing was damaged or cut short (promise 10)."""
+
+    def damage(self, place: str, reason: str) -> None:
+        """Count one unreadable thing and keep its account while there is room."""
+        self.damaged += 1
+        if len(self.damages) < 20:
+            self.damages.append(f"{place}: {reason}")

@@ -1,0 +1,1 @@
+"""The full pass, one module a step; `steps.py` tells the story in order."""

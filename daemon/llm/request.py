@@ -1,0 +1,92 @@
+"""What the pass asks of a model and what comes back: plain values every provider understands."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, Literal
+
+Purpose = Literal["extract", "reduce", "memory", "sections"]
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedMessage:
+    """A message as an extraction window shows it; `number` is what a fact's evidence cites."""
+
+    number: int
+    role: str
+    at: datetime | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedFact:
+    """A fact as a later prompt shows it; `number` is what a line of MEMORY cites."""
+
+    number: int
+    category: str
+    statement: str
+    observed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One model call. Everything a model may see is in `system`, `text` and `schema`.
+
+    `messages` and `facts` carry the same material in typed form for the offline provider, which
+    reads no prompts; they never reach the wire and are no part of the content key. `ask` counts
+    deliberate repetitions of the same input (a re-ask after a useless reply): each is its own call.
+    """
+
+    purpose: Purpose
+    prompt_version: str
+    model: str
+    system: str
+    text: str
+    schema: dict[str, Any]
+    max_tokens: int
+    timeout_seconds: float
+    ask: int = 0
+    messages: tuple[NumberedMessage, ...] = ()
+    facts: tuple[NumberedFact, ...] = ()
+
+    def content_key(self, user_id: str) -> str:
+        """sha256 over all that decides the reply; holds no job id, row id or clock (promise 3)."""
+        parts = [
+            user_id,
+            self.purpose,
+            self.prompt_version,
+            self.model,
+            self.max_tokens,
+            self.schema,
+            self.system,
+            self.text,
+            self.ask,
+        ]
+        canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens the provider billed, by kind."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answered call, useful or not; `usage` None means the server did not say."""
+
+    text: str
+    stop_reason: str
+    usage: Usage | None
+    model: str
+    request_id: str = ""
+    latency_ms: int = 0
+    from_ledger: bool = False

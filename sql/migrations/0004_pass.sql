@@ -1,0 +1,159 @@
+-- What the full pass writes through the fence: progress, chunks, receipts.
+
+-- Progress of a pass, as the app sees it. Percent only grows. Call it under fullpass.hold().
+create or replace function fullpass.progress(
+    p_job uuid, p_step text, p_percent int, p_stage text,
+    p_conversations int default null, p_messages int default null
+) returns void language plpgsql as $$
+declare
+    v_user uuid;
+    v_percent int;
+begin
+    update public.processing_jobs set
+        current_step = p_step,
+        progress = greatest(coalesce(progress, 0), least(p_percent, 99)),
+        conversation_count = coalesce(p_conversations, conversation_count),
+        message_count = coalesce(p_messages, message_count)
+    where id = p_job returning user_id, progress into v_user, v_percent;
+    update fullpass.passes set last_progress_at = clock_timestamp() where job_id = p_job;
+    perform fullpass.show_profile(v_user, 'processing', v_percent, p_stage);
+end
+$$;
+
+-- Moves a job's staged conversations into conversation_chunks, whole conversations at a time
+-- (promise 10): rows whose content did not change keep their id and everything stored beside them;
+-- changed and vanished chunks of these conversations go; new ones come. Returns the counts.
+create or replace function fullpass.apply_staged(
+    p_job uuid, p_user uuid, p_source text, p_version int
+) returns jsonb language plpgsql as $$
+declare
+    v_removed int;
+    v_touched int;
+    v_added int;
+    v_tier_type text := (
+        select format_type(atttypid, atttypmod) from pg_attribute
+        where attrelid = 'public.conversation_chunks'::regclass and attname = 'chunk_tier');
+begin
+    delete from public.conversation_chunks c
+    using (select distinct conversation_id from fullpass.staged_chunks where job_id = p_job) s
+    where c.user_id = p_user and c.conversation_id = s.conversation_id
+      and (c.source = p_source or c.source is null)
+      and not exists (
+          select from fullpass.staged_chunks n
+          where n.job_id = p_job and n.conversation_id = c.conversation_id
+            and n.tier = c.chunk_tier::text and n.content_hash = c.content_hash
+            and c.source = p_source and c.chunking_version = p_version);
+    get diagnostics v_removed = row_count;
+
+    update public.conversation_chunks c set
+        chunk_index = n.chunk_index, total_chunks = n.total_chunks, title = n.title,
+        is_recent = n.is_recent, created_at = n.created_at, token_count = n.token_count
+    from fullpass.staged_chunks n
+    where n.job_id = p_job and c.user_id = p_user and c.source = p_source
+      and c.conversation_id = n.conversation_id and c.chunk_tier::text = n.tier
+      and c.content_hash = n.content_hash
+      and (c.chunk_index, c.total_chunks, c.title, c.is_recent, c.created_at, c.token_count)
+          is distinct from
+          (n.chunk_index, n.total_chunks, n.title, n.is_recent, n.created_at, n.token_count);
+    get diagnostics v_touched = row_count;
+
+    execute format($sql$
+        with fresh as (
+            insert into public.conversation_chunks (
+                id, user_id, source, conversation_id, title, content, message_count, created_at,
+                is_recent, chunk_tier, chunk_index, total_chunks, token_count, chunking_version,
+                content_hash)
+            select gen_random_uuid(), $2, $3, n.conversation_id, n.title, n.content,
+                   n.message_count, n.created_at, n.is_recent, n.tier::%s, n.chunk_index,
+                   n.total_chunks, n.token_count, $4, n.content_hash
+            from fullpass.staged_chunks n
+            where n.job_id = $1 and not exists (
+                select from public.conversation_chunks c
+                where c.user_id = $2 and c.conversation_id = n.conversation_id
+                  and c.source = $3 and c.chunk_tier::text = n.tier
+                  and c.content_hash = n.content_hash)
+            returning id, conversation_id, chunk_tier::text as tier, content_hash
+        ), mapped as (
+            insert into fullpass.chunk_messages
+                (chunk_id, ordinal, message_id, role, at, start, stop)
+            select f.id, m.ordinal, m.message_id, m.role, m.at, m.start, m.stop
+            from fresh f
+            join fullpass.staged_chunks n
+                on n.job_id = $1 and n.conversation_id = f.conversation_id and n.tier = f.tier
+                and n.content_hash = f.content_hash
+            cross join lateral rows from (
+                jsonb_to_recordset(n.messages) as
+                    (message_id text, role text, at timestamptz, start int, stop int)
+            ) with ordinality as m (message_id, role, at, start, stop, ordinal)
+        )
+        select count(*) from fresh
+    $sql$, v_tier_type)
+    into v_added using p_job, p_user, p_source, p_version;
+
+    delete from fullpass.staged_chunks where job_id = p_job;
+    return jsonb_build_object('removed', v_removed, 'touched', v_touched, 'added', v_added);
+end
+$$;
+
+-- What a whole, undamaged export of a source no longer holds goes, with all that rests on it.
+-- Only conversations that some pass met are considered; other sources are not touched.
+create or replace function fullpass.remove_vanished(p_job uuid, p_user uuid, p_source text)
+returns int language plpgsql as $$
+declare
+    v_gone text[];
+begin
+    select array_agg(conversation_id) into v_gone from fullpass.conversations
+    where user_id = p_user and source = p_source and last_job <> p_job;
+    if v_gone is null then
+        return 0;
+    end if;
+    delete from public.conversation_chunks
+    where user_id = p_user and source = p_source and conversation_id = any (v_gone);
+    delete from fullpass.conversations
+    where user_id = p_user and source = p_source and conversation_id = any (v_gone);
+    return cardinality(v_gone);
+end
+$$;
+
+-- Forgets what was extracted from text that no chunk of the person holds any more.
+create or replace function fullpass.drop_orphans(p_user uuid, p_source text)
+returns int language plpgsql as $$
+declare
+    v_count int;
+begin
+    delete from fullpass.extracted_facts e
+    where e.user_id = p_user and e.source = p_source and not exists (
+        select from public.conversation_chunks c
+        where c.user_id = p_user and c.conversation_id = e.conversation_id
+          and c.source = p_source and c.content_hash = e.content_hash);
+    get diagnostics v_count = row_count;
+    delete from fullpass.chunk_outcomes o
+    where o.user_id = p_user and o.source = p_source and not exists (
+        select from public.conversation_chunks c
+        where c.user_id = p_user and c.source = p_source and c.content_hash = o.content_hash);
+    return v_count;
+end
+$$;
+
+-- Puts a receipt in the ledger: not fenced, since what was paid was paid (promise 2). A call that
+-- began before its person was erased leaves its cost and nothing else (promise 3).
+create or replace function fullpass.record_call(
+    p_key text, p_user uuid, p_job uuid, p_purpose text, p_provider text, p_model text,
+    p_prompt_version text, p_input int, p_output int, p_cache_read int, p_cache_write int,
+    p_cost numeric, p_stop_reason text, p_usable boolean, p_response text, p_request_id text,
+    p_latency_ms int, p_age_ms int
+) returns void language sql as $$
+    insert into fullpass.llm_calls (
+        call_key, user_id, job_id, purpose, provider, model, prompt_version, input_tokens,
+        output_tokens, cache_read_tokens, cache_write_tokens, cost_usd, stop_reason, usable,
+        response, request_id, latency_ms)
+    select case when erased then null else p_key end, p_user, p_job, p_purpose, p_provider,
+           p_model, p_prompt_version, p_input, p_output, p_cache_read, p_cache_write, p_cost,
+           p_stop_reason, p_usable and not erased, case when erased then null else p_response end,
+           case when erased then null else p_request_id end, p_latency_ms
+    from (select exists (
+        select from fullpass.erasures e
+        where e.user_id = p_user
+          and e.erased_at > clock_timestamp() - make_interval(secs => p_age_ms / 1000.0)
+    ) as erased) as known
+$$;
