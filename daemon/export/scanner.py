@@ -1,0 +1,381 @@
+"""Finds each top-level object of a JSON text of any size, in bounded memory, and survives damage.
+
+Owns one window over a byte stream and the question "where does this object end?". It knows JSON's
+brackets and strings and nothing of conversations: the reader decodes each span, tells the scanner
+what a good one looks like (`learn`) and which one was bad (`reject`). A bad span is left at the
+next place that looks like the start of a conversation, so that one broken object costs only itself
+(promise 4). The window never holds more than one object, and that one has a limit (promise 7).
+
+How it is fast: a block is split at its quotes, which leaves the text outside strings in every
+second part; what is not a brace is deleted from that in one call, and only the few braces left are
+counted one by one. Everything that touches each byte runs in C.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+
+Read = Callable[[int], bytes]
+
+_READ_BYTES = 256 * 1024
+_BLOCK_BYTES = 16 * 1024
+_SIGNATURE_OVERLAP_BYTES = 4096
+_RESCAN_FACTOR = 4
+
+_BOM = b"\xef\xbb\xbf"
+_SPACE = re.compile(rb"[ \t\r\n]*+")
+_BRACE = re.compile(rb"[{}]")
+_NOT_BRACES = bytes(code for code in range(256) if code not in b"{}")
+_STEP = [0] * 256
+_STEP[ord("{")], _STEP[ord("}")] = 1, -1
+
+_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+_SCALAR = rb"(?:" + _STRING + rb"|[-+.\w]++)"
+_TWO_KEYS = re.compile(
+    rb'\{\s*+("[^"\\]{1,64}")\s*+:\s*+' + _SCALAR + rb'\s*+,\s*+("[^"\\]{1,64}")\s*+:', re.DOTALL
+)
+_WRAPPER_KEYS = frozenset({b'"conversations"', b'"chats"', b'"items"', b'"data"'})
+_KEY = re.compile(rb"\s*+,?\s*+(" + _STRING + rb")\s*+:\s*+", re.DOTALL)
+_SCALAR_VALUE = re.compile(_SCALAR, re.DOTALL)
+_NESTED_VALUE = re.compile(rb"(?:[^\"{}\[\]]++|" + _STRING + rb")*+[{}\[\]]", re.DOTALL)
+
+
+def _starts_with_keys(first: bytes, second: bytes) -> bytes:
+    return (
+        rb"\{\s*+" + re.escape(first) + rb"\s*+:\s*+" + _SCALAR + rb"\s*+,\s*+" + re.escape(second)
+    )
+
+
+_DEFAULT_STARTS = [
+    _starts_with_keys(b'"title"', b'"create_time"'),
+    _starts_with_keys(b'"uuid"', b'"name"'),
+    _starts_with_keys(b'"header"', b'"title"'),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One top-level thing: its place in the stream (bytes) and why it cannot be decoded, if so.
+
+    `problem` is empty for an object that closed; the reader may then ask for its `view`.
+    """
+
+    ordinal: int
+    start: int
+    end: int
+    problem: str = ""
+
+
+class ObjectScanner:
+    """Walks the top-level objects of one JSON text; `next_span` returns None at its end.
+
+    The text may be an array, one object, objects one after the other, or an object that holds the
+    array under a known key (`{"conversations": […]}`, other keys before it allowed).
+    """
+
+    def __init__(self, read: Read, *, object_bytes: int) -> None:
+        self._read = read
+        self._object_bytes = object_bytes
+        self._window = bytearray()
+        self._base = 0
+        self._position = 0
+        self._ended = False
+        self._ordinal = 0
+        self._span_start = 0
+        self._rescanned_bytes = 0
+        self._starts = re.compile(b"|".join(_DEFAULT_STARTS), re.DOTALL)
+        self._learnt = False
+        self._wrapped = False
+        self.closed = False
+        """True once the text came to its proper end: the array's `]`, or the only object's `}`."""
+        self._in_array = False
+        self._open()
+
+    # --- what the reader calls
+
+    def next_span(self) -> Span | None:
+        """Return the next top-level object, or a stretch that is none, or None at the end."""
+        self._drop_before(self._position)
+        if self._wrapped and self.closed:
+            return None
+        if not self._skip_separators():
+            return None
+        self._ordinal += 1
+        self._span_start = self._position
+        if self._window[self._position] == ord("{"):
+            return self._object()
+        return self._stray()
+
+    def view(self, span: Span) -> memoryview:
+        """The bytes of the last span, uncopied; release it before asking for the next one."""
+        return memoryview(self._window)[span.start - self._base : span.end - self._base]
+
+    def learn(self, span: Span) -> None:
+        """Take a well-read object's first two keys as the mark by which to find the next one."""
+        if self._learnt:
+            return
+        self._learnt = True
+        found = _TWO_KEYS.match(self._window, span.start - self._base)
+        if found is not None:
+            mark = _starts_with_keys(found.group(1), found.group(2))
+            self._starts = re.compile(b"|".join([mark, *_DEFAULT_STARTS]), re.DOTALL)
+
+    def reject(self, span: Span) -> int:
+        """Give up the last span; go on at the next start inside it. Returns the bytes given up."""
+        begin, end = span.start - self._base, span.end - self._base
+        found = self._starts.search(self._window, begin + 1, end)
+        if found is None:
+            return span.end - span.start
+        self._rescanned_bytes += end - found.start()
+        self._position = found.start()
+        self.closed = False
+        return found.start() - begin
+
+    @property
+    def offset(self) -> int:
+        """Bytes of the text dealt with so far."""
+        return self._base + self._position
+
+    # --- the window
+
+    def _more(self) -> bool:
+        """Read one more piece into the window; False at the end of the stream."""
+        if self._ended:
+            return False
+        piece = self._read(_READ_BYTES)
+        if not piece:
+            self._ended = True
+            return False
+        self._window += piece
+        return True
+
+    def _drop_before(self, position: int) -> None:
+        if position:
+            del self._window[:position]
+            self._base += position
+            self._position -= position
+
+    # --- the beginning
+
+    def _open(self) -> None:
+        """Step over a byte-order mark, an opening `[`, or a wrapper up to its array."""
+        while len(self._window) < 4 and self._more():
+            pass
+        if self._window.startswith(_BOM):
+            self._position = len(_BOM)
+        if not self._skip_space():
+            return
+        first = self._window[self._position]
+        if first == ord("["):
+            self._position += 1
+            self._in_array = True
+        elif first == ord("{"):
+            self._enter_wrapper()
+
+    def _enter_wrapper(self) -> None:
+        """If the first object holds the conversations under a key, stand at its array."""
+        while len(self._window) < 2 * _READ_BYTES and self._more():
+            pass
+        at = self._position + 1
+        while (key := _KEY.match(self._window, at)) is not None:
+            at = key.end()
+            if at >= len(self._window):
+                return
+            opening = self._window[at]
+            if opening == ord("[") and key.group(1) in _WRAPPER_KEYS:
+                self._position = at + 1
+                self._in_array = self._wrapped = True
+                return
+            end = self._value_end(at)
+            if end is None:
+                return
+            at = end
+
+    def _value_end(self, at: int) -> int | None:
+        """Where the value at `at` ends, looking only at what the window holds."""
+        if self._window[at] not in b"[{":
+            scalar = _SCALAR_VALUE.match(self._window, at)
+            return None if scalar is None else scalar.end()
+        depth = 0
+        while (bracket := _NESTED_VALUE.match(self._window, at)) is not None:
+            at = bracket.end()
+            depth += 1 if self._window[at - 1] in b"[{" else -1
+            if depth == 0:
+                return at
+        return None
+
+    # --- between objects
+
+    def _skip_space(self) -> bool:
+        while True:
+            found = _SPACE.match(self._window, self._position)
+            if found is not None:
+                self._position = found.end()
+            if self._position < len(self._window):
+                return True
+            self._drop_before(self._position)
+            if not self._more():
+                return False
+
+    def _skip_separators(self) -> bool:
+        """Step over white space, commas and brackets; False at the end of the text."""
+        while self._skip_space():
+            byte = self._window[self._position]
+            if byte == ord("]"):
+                self.closed = self._in_array
+                if self._wrapped:
+                    return False
+            elif byte == ord("["):
+                self._in_array, self.closed = True, False
+            elif byte != ord(","):
+                return True
+            self._position += 1
+        return False
+
+    def _stray(self) -> Span:
+        """Something that is no object stands here: pass over it, to the next likely start."""
+        start = self._base + self._position
+        scalar = _SCALAR_VALUE.match(self._window, self._position)
+        if scalar is not None and scalar.end() < len(self._window):
+            after = _SPACE.match(self._window, scalar.end())
+            at = scalar.end() if after is None else after.end()
+            if at < len(self._window) and self._window[at] in b",]":
+                self._position = scalar.end()
+                return Span(self._ordinal, start, self._base + at, "a bare value, no object")
+        self._position += 1
+        while True:
+            found = self._starts.search(self._window, self._position)
+            if found is not None:
+                self._position = found.start()
+                break
+            self._position = max(self._position, len(self._window) - _SIGNATURE_OVERLAP_BYTES)
+            self._drop_before(self._position)
+            if not self._more():
+                self._position = len(self._window)
+                break
+        end = self._base + self._position
+        self._span_start = self._position
+        return Span(self._ordinal, start, end, "bytes that belong to no object")
+
+    # --- one object
+
+    def _object(self) -> Span:
+        """Find the closing brace of the object at the current position."""
+        start = self._base + self._position
+        at, depth, in_string = self._position, 0, False
+        # After much rescanning the next likely start is a wall: a text in which every object lost
+        # its brace would otherwise be scanned to the limit again and again.
+        walled = self._rescanned_bytes > _RESCAN_FACTOR * self._object_bytes
+        wall_from = at + 1
+        while True:
+            block = self._block(at)
+            if not block:
+                if self._more():
+                    continue
+                return self._cut_short(start)
+            if walled and at + len(block) > wall_from:
+                found = self._starts.search(self._window, wall_from, at + len(block))
+                if found is not None:
+                    self._position = found.start()
+                    end = self._base + self._position
+                    return Span(self._ordinal, start, end, "it has no end")
+                wall_from = at + len(block)
+            end_in_block, depth, in_string = _close(block, depth, in_string=in_string)
+            if end_in_block:
+                self._position = at + end_in_block
+                if not self._in_array:
+                    self.closed = True
+                return Span(self._ordinal, start, self._base + self._position)
+            at += len(block)
+            if self._base + at - start > self._object_bytes:
+                return self._oversized(start, at, depth, in_string=in_string)
+
+    def _cut_short(self, start: int) -> Span:
+        """The text ended inside an object: it was cut, or one brace is missing further up."""
+        found = self._starts.search(self._window, self._position + 1)
+        if found is None:
+            self._position = len(self._window)
+            return Span(self._ordinal, start, self.offset, "cut short")
+        self._rescanned_bytes += len(self._window) - found.start()
+        self._position = found.start()
+        return Span(self._ordinal, start, self.offset, "it has no end")
+
+    def _block(self, at: int) -> bytes:
+        """The next stretch to count braces in; never ends inside an escape."""
+        end = min(at + _BLOCK_BYTES, len(self._window))
+        block = bytes(self._window[at:end])
+        if block.endswith(b"\\"):
+            trailing = len(block) - len(block.rstrip(b"\\"))
+            if trailing % 2:
+                if end == len(self._window) and self._more():
+                    return self._block(at)
+                block += self._window[end : end + 1]
+        return block
+
+    def _oversized(self, start: int, at: int, depth: int, *, in_string: bool) -> Span:
+        """Pass over an object beyond the limit without holding it, to its end or the next start."""
+        size = f"larger than {self._object_bytes / 1048576:.0f} MB"
+        found = self._starts.search(self._window, self._span_start + 1, at)
+        if found is not None:
+            self._rescanned_bytes += at - found.start()
+            self._position = found.start()
+            return Span(self._ordinal, start, self._base + self._position, "it has no end")
+        while True:
+            kept = max(0, at - _SIGNATURE_OVERLAP_BYTES)
+            self._position = kept
+            self._drop_before(kept)
+            at -= kept
+            block = self._block(at)
+            if not block:
+                if self._more():
+                    continue
+                self._position = len(self._window)
+                problem = f"{size}, and cut short"
+                return Span(self._ordinal, start, self._base + self._position, problem)
+            end_in_block, depth, in_string = _close(block, depth, in_string=in_string)
+            if end_in_block:
+                self._position = at + end_in_block
+                self._drop_before(self._position)
+                if not self._in_array:
+                    self.closed = True
+                return Span(self._ordinal, self._base, self._base, size)
+            found = self._starts.search(self._window, 0, at + len(block))
+            if found is not None:
+                self._position = found.start()
+                self._drop_before(self._position)
+                return Span(self._ordinal, self._base, self._base, "it has no end")
+            at += len(block)
+
+
+def _close(block: bytes, depth: int, *, in_string: bool) -> tuple[int, int, bool]:
+    """Count braces outside strings; (offset after the brace that closes the object or 0, state)."""
+    if b"\\" in block:
+        block = block.replace(b"\\\\", b"__").replace(b'\\"', b"__")
+    parts = block.split(b'"')
+    first_outside = 1 if in_string else 0
+    if len(parts) % 2 == 0:
+        in_string = not in_string
+    braces = b"".join(parts[first_outside::2]).translate(None, _NOT_BRACES)
+    closing = braces.count(b"}")
+    if closing < depth or not closing:
+        return 0, depth + len(braces) - 2 * closing, in_string
+    depths = list(accumulate(map(_STEP.__getitem__, braces), initial=depth))
+    try:
+        wanted = depths.index(0, 1)
+    except ValueError:
+        return 0, depths[-1], in_string
+    offset = 0
+    for index, part in enumerate(parts):
+        if index % 2 == first_outside:
+            here = len(part.translate(None, _NOT_BRACES))
+            if wanted <= here:
+                for brace in _BRACE.finditer(part):
+                    wanted -= 1
+                    if not wanted:
+                        return offset + brace.end(), 0, False
+            wanted -= here
+        offset += len(part) + 1
+    raise AssertionError("a brace that was counted was not found")

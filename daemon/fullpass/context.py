@@ -1,0 +1,110 @@
+"""What every step of one pass works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from daemon.llm.caller import Scope
+
+if TYPE_CHECKING:
+    from daemon.database import Connection, Pool
+    from daemon.fullpass.chunks import Tier
+    from daemon.llm.caller import Caller
+    from daemon.queue.jobs import Job
+    from daemon.queue.lease import Lease
+    from daemon.settings import Settings
+
+Step = Literal[
+    "download_conversations",
+    "chunk_conversations",
+    "save_chunks",
+    "extract_facts",
+    "consolidate_facts",
+    "reduce_facts",
+    "generate_memory",
+    "save_memory",
+    "regenerate_sections",
+]
+STEPS: tuple[Step, ...] = get_args(Step)
+
+CATEGORIES = ("preferences", "projects", "dates", "beliefs", "decisions")
+
+# Percent at which each step begins, by the share of a pass it usually takes.
+STARTS: dict[Step, int] = {
+    "download_conversations": 1,
+    "chunk_conversations": 3,
+    "save_chunks": 5,
+    "extract_facts": 20,
+    "consolidate_facts": 80,
+    "reduce_facts": 83,
+    "generate_memory": 87,
+    "save_memory": 92,
+    "regenerate_sections": 94,
+}
+STAGES: dict[Step, str] = {
+    "download_conversations": "Downloading your conversations",
+    "chunk_conversations": "Reading your conversations",
+    "save_chunks": "Saving your conversations",
+    "extract_facts": "Learning from your conversations",
+    "consolidate_facts": "Putting facts together",
+    "reduce_facts": "Choosing what matters",
+    "generate_memory": "Writing your memory",
+    "save_memory": "Saving your memory",
+    "regenerate_sections": "Describing how to work with you",
+}
+
+
+@dataclass(slots=True)
+class Pass:
+    """One attempt at one job. Holds no results: those are rows (DESIGN, Flow)."""
+
+    job: Job
+    lease: Lease
+    pool: Pool
+    settings: Settings
+    caller: Caller
+    tiers: tuple[Tier, ...]
+    medium: str
+    """What this database calls the tier that extraction reads."""
+    source: str = ""
+    step: Step = "download_conversations"
+    result: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def scope(self) -> Scope:
+        """On whose behalf model calls are made."""
+        return Scope(
+            job_id=self.job.id,
+            user_id=self.job.user_id,
+            holder=self.lease,
+            max_cost_usd=self.settings.max_cost_usd_per_job,
+        )
+
+    @property
+    def extractor(self) -> Literal["llm", "offline"]:
+        """Which kind of reader this pass has; an offline one never replaces a model's."""
+        return "offline" if self.caller.offline else "llm"
+
+
+async def report_progress(
+    work: Pass,
+    connection: Connection,
+    *,
+    share: float = 0.0,
+    conversations: int | None = None,
+    messages: int | None = None,
+) -> None:
+    """Write where the pass stands, inside a fenced transaction; `share` is the step's own 0–1."""
+    start = STARTS[work.step]
+    later = [p for p in STARTS.values() if p > start]
+    end = min(later) if later else 99
+    await connection.execute(
+        "select fullpass.progress($1, $2, $3, $4, $5, $6)",
+        work.job.id,
+        work.step,
+        int(start + (end - start) * min(1.0, max(0.0, share))),
+        STAGES[work.step],
+        conversations,
+        messages,
+    )

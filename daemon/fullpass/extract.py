@@ -1,0 +1,296 @@
+"""Step extract_facts: every unread chunk to the model, in parallel; every chunk an outcome.
+
+Windows are worked in order by as many tasks as calls are allowed. When one fails, no new window is
+started, but those in flight land: their receipts and their effects are kept (promises 2 and 4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from daemon.errors import BadCall, PoorCoverage, UselessReply
+from daemon.fullpass import windows
+from daemon.fullpass.chunks import CHUNKING_VERSION
+from daemon.fullpass.context import report_progress
+from daemon.fullpass.facts import (
+    EXTRACT_SCHEMA,
+    FACTS_PER_REPLY,
+    CheckedFact,
+    ReadItems,
+    check_fact,
+    read_items,
+)
+from daemon.fullpass.prompts import prompt
+from daemon.llm.request import Reply, Request
+from daemon.logs import get_logger
+
+if TYPE_CHECKING:
+    from daemon.database import Connection
+    from daemon.fullpass.context import Pass
+    from daemon.fullpass.windows import Window, WindowMessage
+
+_log = get_logger()
+_MAX_TOKENS = 8_192
+_PAGE = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How much of the person's text of this source was read, in chunks."""
+
+    chunks: int
+    outcomes: dict[str, int]
+
+    @property
+    def read(self) -> int:
+        """Chunks whose text was read, with or without facts."""
+        return sum(n for o, n in self.outcomes.items() if o in {"ok", "empty", "salvaged", "split"})
+
+    @property
+    def share(self) -> float:
+        """`read` of all chunks, 1.0 when there are none."""
+        return self.read / self.chunks if self.chunks else 1.0
+
+
+async def extract(work: Pass) -> Coverage:
+    """Read every unread chunk. Raises PoorCoverage below MIN_EXTRACTION_COVERAGE."""
+    work.step = "extract_facts"
+    async with work.lease.fenced() as connection:
+        await report_progress(work, connection)
+    total = await windows.plan(work)
+    if total:
+        await _work_all(work, total)
+    coverage = await measure_coverage(work)
+    floor = work.settings.min_extraction_coverage
+    if coverage.share < floor:
+        counts = ", ".join(f"{n} {o}" for o, n in sorted(coverage.outcomes.items()))
+        raise PoorCoverage(
+            f"only {coverage.read} of {coverage.chunks} chunks could be read ({counts}), below "
+            f"MIN_EXTRACTION_COVERAGE={floor:g}; no MEMORY is written from so little: look at "
+            "fullpass.chunk_outcomes, then retry"
+        )
+    return coverage
+
+
+async def _work_all(work: Pass, total: int) -> None:
+    """Work all planned windows, as many at a time as calls may be in flight."""
+    queue: asyncio.Queue[int] = asyncio.Queue()
+    done = 0
+    newest = 0
+    failure: BaseException | None = None
+    running = 0
+
+    async def refill() -> None:
+        nonlocal newest
+        for window_id in await windows.planned(work, after=newest, limit=_PAGE):
+            queue.put_nowait(window_id)
+            newest = window_id
+
+    async def worker() -> None:
+        nonlocal done, failure, running, total
+        while failure is None:
+            if queue.empty():
+                await refill()
+            if queue.empty():
+                # Another task's window may yet split in two.
+                if running == 0:
+                    return
+                await asyncio.sleep(0.02)
+                continue
+            window_id = queue.get_nowait()
+            running += 1
+            try:
+                total += await _work_window(work, window_id, done / total)
+                done += 1
+            except BaseException as error:  # noqa: BLE001 - raised below, when all have landed
+                failure = failure or error
+            finally:
+                running -= 1
+
+    await refill()
+    tasks = work.settings.fact_extraction_concurrency
+    await asyncio.gather(*(worker() for _ in range(min(tasks, max(total, 1)))))
+    if failure is not None:
+        raise failure
+
+
+async def _work_window(work: Pass, window_id: int, share: float) -> int:
+    """Read one window and write what came of it; return how many windows it became."""
+    window = await windows.load(work, window_id)
+    if window.missing:
+        return 0  # replanned with the next attempt; its chunks still have no outcome
+    request = _request(work, window)
+    items: ReadItems
+    whole = True
+    trouble: str | None = None
+    outcome = "ok"
+    try:
+        answer = await work.caller.ask(work.scope, request, _read)
+        items, stop_reason = answer.value, answer.reply.stop_reason
+        if stop_reason == "refusal":
+            whole, outcome, trouble = False, "refused", "the model refused to read it"
+        elif stop_reason == "max_tokens" or not items.whole:
+            whole, outcome, trouble = False, "salvaged", f"the reply broke off ({stop_reason})"
+        elif len(items.items) == FACTS_PER_REPLY and not work.caller.offline:
+            whole, outcome, trouble = False, "salvaged", "the reply holds as many facts as it may"
+    except (BadCall, UselessReply) as error:
+        items = ReadItems((), whole=False)
+        whole, outcome, trouble = False, "failed", str(error)[:300]
+    parts = [] if whole else windows.halves(window)
+    shown = [m.shown for m in window.messages]
+    facts = [check_fact(item, shown) for item in items.items]
+    async with work.lease.fenced() as connection:
+        halves = await windows.close(work, connection, window, "split" if parts else "done")
+        if halves is None:
+            return 0
+        await _save_facts(work, connection, window, facts)
+        if not parts:
+            await _save_outcomes(work, connection, window, facts, outcome, trouble)
+        await report_progress(work, connection, share=share)
+    if trouble is not None:
+        _log.warning("window.troubled", window=window.id, outcome=outcome, split=len(parts),
+                     trouble=trouble)  # fmt: skip
+    return len(parts)
+
+
+def _request(work: Pass, window: Window) -> Request:
+    instructions = prompt("extract")
+    return Request(
+        purpose="extract",
+        prompt_version=instructions.version,
+        model=work.settings.extraction_model,
+        system=instructions.text,
+        text=window.text(),
+        schema=EXTRACT_SCHEMA,
+        max_tokens=_MAX_TOKENS,
+        timeout_seconds=work.settings.llm_timeout_seconds,
+        messages=tuple(m.shown for m in window.messages),
+    )
+
+
+def _read(reply: Reply) -> ReadItems:
+    if reply.stop_reason == "refusal":
+        return ReadItems((), whole=False)
+    return read_items(reply.text, "facts")
+
+
+async def _save_facts(
+    work: Pass, connection: Connection, window: Window, facts: list[CheckedFact]
+) -> None:
+    """Write the window's facts, verified or not, in place of an offline reader's."""
+    if work.extractor == "llm":
+        await connection.execute(
+            """
+            delete from fullpass.extracted_facts e using fullpass.chunk_outcomes o
+            where e.user_id = $1 and e.content_hash = any ($2)
+              and o.user_id = e.user_id and o.content_hash = e.content_hash
+              and o.extractor = 'offline'
+            """,
+            work.job.user_id, list(window.content_hashes),
+        )  # fmt: skip
+        await connection.execute(
+            """
+            delete from fullpass.chunk_outcomes
+            where user_id = $1 and content_hash = any ($2) and extractor = 'offline'
+            """,
+            work.job.user_id, list(window.content_hashes),
+        )  # fmt: skip
+    by_number: dict[int | None, WindowMessage] = {m.shown.number: m for m in window.messages}
+    first = window.messages[0]
+    await connection.executemany(
+        """
+        insert into fullpass.extracted_facts (
+            user_id, source, job_id, content_hash, conversation_id, message_id, origin, category,
+            slot, statement, polarity, confidence, quote, observed_at, valid_from, rejected)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+        """,
+        [
+            (
+                work.job.user_id, work.source, work.job.id, m.content_hash, m.conversation_id,
+                m.message_id if f.message is not None else None, m.shown.role, f.category, f.slot,
+                f.statement, f.polarity, f.confidence, f.quote, m.observed_at, f.valid_from,
+                f.rejected,
+            )
+            for f in facts
+            for m in [by_number.get(f.message, first)]
+        ],
+    )  # fmt: skip
+
+
+async def _save_outcomes(
+    work: Pass,
+    connection: Connection,
+    window: Window,
+    facts: list[CheckedFact],
+    outcome: str,
+    trouble: str | None,
+) -> None:
+    """Account for every chunk of a closed window (promise 4)."""
+    by_number = {m.shown.number: m for m in window.messages}
+    kept: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
+    for fact in facts:
+        if fact.message is None:
+            rejected[window.content_hashes[0]] += 1
+        else:
+            (kept if fact.rejected is None else rejected)[
+                by_number[fact.message].content_hash
+            ] += 1
+    chunk_ids = {m.content_hash: m.chunk_id for m in window.messages}
+    for content_hash in window.content_hashes:
+        # A part of a chunk: the chunk is read when its last part is.
+        if window.first is not None and await connection.fetchval(
+            """
+            select exists (select from fullpass.windows
+                           where user_id = $1 and source = $2 and state = 'planned'
+                             and content_hashes = array[$3])
+            """,
+            work.job.user_id, work.source, content_hash,
+        ):  # fmt: skip
+            said = "split"
+        elif window.first is not None and outcome in {"ok", "salvaged"}:
+            said = "split"
+        elif outcome == "ok":
+            said = "ok" if kept[content_hash] else "empty"
+        else:
+            said = outcome
+        await connection.execute(
+            """
+            insert into fullpass.chunk_outcomes as o (
+                user_id, content_hash, job_id, chunk_id, source, extractor, outcome, facts,
+                rejected, detail)
+            values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+            on conflict (user_id, content_hash) do update set
+                job_id = excluded.job_id, chunk_id = excluded.chunk_id,
+                extractor = excluded.extractor,
+                outcome = case when $11 and o.outcome in ('refused', 'failed') then o.outcome
+                               else excluded.outcome end,
+                facts = case when $11 then o.facts else 0 end + excluded.facts,
+                rejected = case when $11 then o.rejected else 0 end + excluded.rejected,
+                detail = coalesce(excluded.detail, case when $11 then o.detail end)
+            """,
+            work.job.user_id, content_hash, work.job.id, chunk_ids[content_hash], work.source,
+            work.extractor, said, kept[content_hash], rejected[content_hash], trouble,
+            window.first is not None,
+        )  # fmt: skip
+
+
+async def measure_coverage(work: Pass) -> Coverage:
+    """Count the outcomes of all chunks of this person and source."""
+    rows = await work.pool.fetch(
+        """
+        select coalesce(o.outcome, 'unread') as outcome, count(*) as chunks
+        from public.conversation_chunks c
+        left join fullpass.chunk_outcomes o
+            on o.user_id = c.user_id and o.content_hash = c.content_hash
+        where c.user_id = $1 and c.source = $2 and c.chunk_tier::text = $3
+          and c.chunking_version = $4
+        group by 1
+        """,
+        work.job.user_id, work.source, work.medium, CHUNKING_VERSION,
+    )  # fmt: skip
+    outcomes = {row["outcome"]: row["chunks"] for row in rows}
+    return Coverage(chunks=sum(outcomes.values()), outcomes=outcomes)

@@ -1,0 +1,290 @@
+"""Steps generate_memory and save_memory: the page about the person, and its way to the profile.
+
+The model proposes lines; code decides. A line is kept only if every fact it cites exists and its
+words and numbers come from those facts; facts that no kept line covers are added as they stand
+while the budget lasts. So MEMORY says nothing that no fact supports, and a model that fails or
+invents can cost style but never truth: then it is a plain rendering, and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from daemon.errors import BadCall, UselessReply
+from daemon.fullpass.context import CATEGORIES, report_progress
+from daemon.fullpass.facts import ReadItems, fold, one_line, read_items
+from daemon.fullpass.prompts import prompt
+from daemon.fullpass.reduce import fact_lines, numbered
+from daemon.fullpass.tokens import estimate_tokens
+from daemon.llm.request import Reply, Request
+from daemon.logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from daemon.fullpass.context import Pass
+    from daemon.fullpass.reduce import Item, Reduced
+
+_log = get_logger()
+
+HEADINGS = {
+    "preferences": "## Preferences",
+    "projects": "## Projects",
+    "dates": "## Important Dates",
+    "beliefs": "## Beliefs & Values",
+    "decisions": "## Decisions",
+}
+NO_DATA = "No data yet."
+Writer = Literal["llm", "rendering", "offline"]
+
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "lines": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "category": {"type": "string", "enum": list(CATEGORIES)},
+                    "text": {"type": "string"},
+                    "facts": {"type": "array", "items": {"type": "integer"}},
+                },
+                "required": ["category", "text", "facts"],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["lines"],
+    "additionalProperties": False,
+}
+_OWN_WORDS = 0.7
+"""Share of a line's words that must stand in the facts it cites."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of MEMORY: what it says, since when, and by which facts."""
+
+    category: str
+    text: str
+    observed_at: datetime | None
+    ids: tuple[UUID, ...]
+
+    def render(self) -> str:
+        """Render as a list item with date and citations."""
+        date = f" ({self.observed_at:%Y-%m-%d})" if self.observed_at is not None else ""
+        cited = ", ".join(f"f:{i.hex[:8]}" for i in self.ids[:6])
+        return f"- {self.text}{date} [{cited}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A written MEMORY with the account of how it came about."""
+
+    markdown: str
+    writer: Writer
+    facts: int
+    details: dict[str, int]
+
+
+async def generate(work: Pass, reduced: Reduced) -> Memory:
+    """Write MEMORY from the reduced facts."""
+    work.step = "generate_memory"
+    async with work.lease.fenced() as connection:
+        await report_progress(work, connection)
+    items = reduced.items
+    proposed: list[dict[str, Any]] = []
+    writer: Writer = "offline" if work.caller.offline else "llm"
+    if items and not work.caller.offline:
+        try:
+            proposed = list((await _ask(work, items)).items)
+        except (BadCall, UselessReply) as error:
+            _log.warning("memory.rendered", error=str(error))
+            writer = "rendering"
+    lines, details = accept(proposed, items)
+    kept, dropped = _fit(lines, work.settings.memory_max_tokens)
+    details |= {"lines": len(kept), "lines_over_budget": dropped}
+    facts = len({i for line in kept for i in line.ids})
+    return Memory(render(kept), writer, facts, details)
+
+
+async def _ask(work: Pass, items: Sequence[Item]) -> ReadItems:
+    instructions = prompt("memory")
+    facts = numbered(items)
+    request = Request(
+        purpose="memory",
+        prompt_version=instructions.version,
+        model=work.settings.memory_model,
+        system=instructions.text,
+        text=fact_lines(facts),
+        schema=_SCHEMA,
+        max_tokens=max(8_192, 4 * work.settings.memory_max_tokens),
+        timeout_seconds=max(work.settings.llm_timeout_seconds, 120.0),
+        facts=facts,
+    )
+    return (await work.caller.ask(work.scope, request, _read)).value
+
+
+def _read(reply: Reply) -> ReadItems:
+    if reply.stop_reason == "refusal":
+        raise UselessReply("the model refused to write MEMORY")
+    return read_items(reply.text, "lines")
+
+
+def accept(
+    proposed: Sequence[dict[str, Any]], items: Sequence[Item]
+) -> tuple[list[Line], dict[str, int]]:
+    """Keep the proposed lines that their facts support; add every fact that no kept line covers."""
+    lines: list[Line] = []
+    covered: set[int] = set()
+    rejected = 0
+    for proposal in proposed:
+        cited = sorted(
+            {
+                n
+                for n in (proposal.get("facts") or [])
+                if isinstance(n, int) and not isinstance(n, bool)
+            }
+        )
+        text = one_line(str(proposal.get("text", "")))
+        if (
+            not cited
+            or cited[0] < 1
+            or cited[-1] > len(items)
+            or covered.intersection(cited)
+            or not supported(text, [items[n - 1].statement for n in cited])
+        ):
+            rejected += 1
+            continue
+        covered.update(cited)
+        lines.append(_line(text, [items[n - 1] for n in cited]))
+    plain = [_line(i.statement, [i]) for n, i in enumerate(items, start=1) if n not in covered]
+    return lines + plain, {"lines_rejected": rejected, "facts_added_as_they_stand": len(plain)}
+
+
+def _line(text: str, items: Sequence[Item]) -> Line:
+    dates = [i.observed_at for i in items if i.observed_at is not None]
+    category = Counter(i.category for i in items).most_common(1)[0][0]
+    return Line(
+        category=category,
+        text=_plain(text),
+        observed_at=max(dates, default=None),
+        ids=tuple(i for item in items for i in item.ids),
+    )
+
+
+def supported(text: str, statements: Sequence[str]) -> bool:
+    """Whether a line says only what its facts say, as far as code can tell.
+
+    Each number must be one of theirs and each of theirs must be kept; at least 70% of the words
+    must stand in them. Scripts without spaces are compared by character.
+    """
+    if not text:
+        return False
+    source = " ".join(statements)
+    if set(re.findall(r"\d+", text)) != set(re.findall(r"\d+", source)):
+        return False
+    words = _words(text)
+    known = set(_words(source))
+    if not words:
+        return False
+    return sum(w in known for w in words) >= _OWN_WORDS * len(words)
+
+
+def _words(text: str) -> list[str]:
+    words: list[str] = []
+    for word in re.findall(r"\w+", fold(text)):
+        words.extend([word] if word.isascii() else list(word) if ord(word[0]) > 0x2E7F else [word])
+    return words
+
+
+def _plain(text: str) -> str:
+    """Return text that cannot break out of its list item: no markup, no citation of its own."""
+    text = re.sub(r"\[f:[0-9a-f, :]*\]", "", text)
+    return re.sub(r"[<>`|]", "", text).lstrip("#-*> ").strip()
+
+
+def _fit(lines: list[Line], budget: int) -> tuple[list[Line], int]:
+    """Keep as many lines as the budget allows, categories in turn, newest first; count the rest."""
+    queues = {
+        category: sorted(
+            (line for line in lines if line.category == category),
+            key=lambda line: (
+                -(line.observed_at.timestamp() if line.observed_at else float("-inf")), line.text
+            ),
+        )
+        for category in CATEGORIES
+    }  # fmt: skip
+    left = budget - estimate_tokens(render([]))
+    kept: list[Line] = []
+    dropped = 0
+    while any(queues.values()):
+        for queue in queues.values():
+            if not queue:
+                continue
+            line = queue.pop(0)
+            cost = estimate_tokens(line.render()) + 1
+            if cost <= left:
+                left -= cost
+                kept.append(line)
+            else:
+                dropped += 1
+    return kept, dropped
+
+
+def render(lines: Sequence[Line]) -> str:
+    """Render MEMORY: five headings, always, each with its lines newest first."""
+    parts: list[str] = []
+    for category, heading in HEADINGS.items():
+        own = [line.render() for line in lines if line.category == category]
+        parts.append("\n".join([heading, "", *(own or [NO_DATA])]))
+    return "\n\n".join(parts) + "\n"
+
+
+def without_citations(markdown: str) -> str:
+    """Return MEMORY as prompts use it."""
+    return re.sub(r" \[f:[0-9a-f]{8}(?:, f:[0-9a-f]{8})*\]", "", markdown)
+
+
+async def save(work: Pass, memory: Memory) -> bool:
+    """Save MEMORY to the profile at once; False when an offline one would replace a model's."""
+    work.step = "save_memory"
+    async with work.lease.fenced() as connection:
+        previous = await connection.fetchval(
+            """
+            select writer from fullpass.memories
+            where user_id = $1 and job_id <> $2 order by created_at desc limit 1
+            """,
+            work.job.user_id, work.job.id,
+        )  # fmt: skip
+        applied = not (memory.writer == "offline" and previous in {"llm", "rendering"})
+        if applied:
+            await connection.execute(
+                """
+                insert into fullpass.memories (job_id, user_id, writer, memory_md, facts, details)
+                values ($1, $2, $3, $4, $5, $6)
+                on conflict (job_id) do update set
+                    writer = excluded.writer, memory_md = excluded.memory_md,
+                    facts = excluded.facts, details = excluded.details,
+                    created_at = clock_timestamp()
+                """,
+                work.job.id, work.job.user_id, memory.writer, memory.markdown, memory.facts,
+                json.dumps(memory.details),
+            )  # fmt: skip
+            await connection.execute(
+                "update public.user_profiles set memory_md = $2 where user_id = $1",
+                work.job.user_id,
+                memory.markdown,
+            )
+            await connection.execute(
+                "update fullpass.passes set memory_saved_at = clock_timestamp() where job_id = $1",
+                work.job.id,
+            )
+        await report_progress(work, connection)
+    return applied

@@ -1,0 +1,144 @@
+"""The full pass, told in order.
+
+    bytes → conversations → chunks → facts → MEMORY → sections
+
+Each step leaves its result in Postgres and starts from what is there, so an attempt that follows a
+kill, a drain or an error continues at the missing rows (DESIGN, Flow). Nothing here decides what an
+error means for the job: that is the worker's.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from daemon.fullpass.consolidate import consolidate
+from daemon.fullpass.context import STEPS, Pass, Step
+from daemon.fullpass.extract import extract
+from daemon.fullpass.ingest import ingest
+from daemon.fullpass.memory import generate, save
+from daemon.fullpass.reduce import reduce
+from daemon.fullpass.sections import regenerate
+from daemon.logs import bind_step, get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from daemon.fullpass.extract import Coverage
+
+__all__ = ["STEPS", "full_pass"]
+
+_log = get_logger()
+
+
+async def full_pass(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run the pass to its end; return the job's result and its cost, both JSON-ready.
+
+    Raises what the steps raise: GiveUp, TryAgain, Wait, Stop.
+    """
+    async with _step(work, "download_conversations"):
+        await ingest(work)
+    async with _step(work, "extract_facts"):
+        coverage = await extract(work)
+    async with _step(work, "consolidate_facts"):
+        consolidated = await consolidate(work)
+    async with _step(work, "reduce_facts"):
+        reduced = await reduce(work)
+    async with _step(work, "generate_memory"):
+        memory = await generate(work, reduced)
+    async with _step(work, "save_memory"):
+        applied = await save(work, memory)
+    async with _step(work, "regenerate_sections"):
+        sections = await regenerate(work, reduced, memory.markdown)
+    cost = await _cost(work)
+    result = {
+        "provider": work.caller.provider.name,
+        "export": await _export_account(work),
+        "coverage": _coverage_account(coverage),
+        "facts": {
+            **consolidated,
+            "rejected": await _rejected(work),
+            "joined": reduced.joined,
+            "ranked_out": reduced.ranked_out,
+        },
+        "memory": {
+            "writer": memory.writer, "facts": memory.facts, "applied": applied, **memory.details,
+        },
+        "sections": {"saved": sections.saved, "detail": sections.detail},
+        "cost": cost,
+    }  # fmt: skip
+    return result, cost
+
+
+@asynccontextmanager
+async def _step(work: Pass, name: Step) -> AsyncIterator[None]:
+    """Log a step's boundaries and put them on the job's timeline."""
+    work.step = name
+    with bind_step(name):
+        _log.info("step.started")
+        started = time.monotonic()
+        await _note(work, "step.started", None)
+        yield
+        seconds = round(time.monotonic() - started, 3)
+        await _note(work, "step.finished", {"seconds": seconds})
+        _log.info("step.finished", seconds=seconds)
+
+
+async def _note(work: Pass, event: str, data: dict[str, Any] | None) -> None:
+    async with work.lease.fenced() as connection:
+        await connection.execute(
+            """
+            select fullpass.note_event(j, $2, $3, $4)
+            from public.processing_jobs j where j.id = $1
+            """,
+            work.job.id,
+            event,
+            work.step,
+            None if data is None else json.dumps(data),
+        )
+
+
+async def _cost(work: Pass) -> dict[str, Any]:
+    spent = await work.caller.ledger.spent(work.job.id)
+    return {
+        "calls": spent.calls,
+        "input_tokens": spent.input_tokens,
+        "output_tokens": spent.output_tokens,
+        "cache_read_tokens": spent.cache_read_tokens,
+        "cache_write_tokens": spent.cache_write_tokens,
+        "cost_usd": float(spent.cost_usd),
+        "calls_of_unknown_price": spent.unpriced_calls,
+    }
+
+
+async def _export_account(work: Pass) -> dict[str, Any]:
+    account = await work.pool.fetchval(
+        "select ingest from fullpass.passes where job_id = $1", work.job.id
+    )
+    loaded: dict[str, Any] = json.loads(account) if account else {}
+    return loaded
+
+
+def _coverage_account(coverage: Coverage) -> dict[str, Any]:
+    return {
+        "chunks": coverage.chunks,
+        "read": coverage.read,
+        "share": round(coverage.share, 4),
+        "outcomes": coverage.outcomes,
+    }
+
+
+async def _rejected(work: Pass) -> dict[str, int]:
+    """Count the reported facts that were not believed, by reason."""
+    rows = await work.pool.fetch(
+        """
+        select rejected, count(*) as facts from fullpass.extracted_facts
+        where user_id = $1 and source = $2 and rejected is not null
+        group by 1 order by 2 desc limit 20
+        """,
+        work.job.user_id,
+        work.source,
+    )
+    return {row["rejected"]: row["facts"] for row in rows}

@@ -1,0 +1,65 @@
+"""What this database calls the sizes of chunks.
+
+Databases differ: the column may be an enum, have a CHECK, or be plain text, with the names
+micro/medium/macro or small/medium/large. The accepted names are read, never assumed.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from daemon.database import database_errors
+from daemon.errors import UsageError
+
+if TYPE_CHECKING:
+    from daemon.database import Pool
+
+_RANKS = {
+    "micro": ("micro", "small", "tiny", "s"),
+    "medium": ("medium", "mid", "m"),
+    "macro": ("macro", "large", "big", "l"),
+}
+
+
+async def accepted_tiers(pool: Pool) -> dict[str, str]:
+    """Map micro, medium and macro to names that conversation_chunks.chunk_tier accepts.
+
+    Raises UsageError when the column accepts none that could mean medium.
+    """
+    with database_errors():
+        row = await pool.fetchrow(
+            """
+            select (select array_agg(e.enumlabel::text order by e.enumsortorder)
+                    from pg_enum e where e.enumtypid = a.atttypid) as labels,
+                   (select array_agg(pg_get_constraintdef(c.oid)) from pg_constraint c
+                    where c.conrelid = a.attrelid and c.contype = 'c'
+                      and a.attnum = any (c.conkey)) as checks
+            from pg_attribute a
+            where a.attrelid = 'public.conversation_chunks'::regclass
+              and a.attname = 'chunk_tier' and not a.attisdropped
+            """
+        )
+    if row is None:
+        raise UsageError(
+            "public.conversation_chunks has no column chunk_tier: run `fullpass migrate`"
+        )
+    names: list[str] = list(row["labels"] or [])
+    if not names:
+        for definition in row["checks"] or []:
+            names.extend(re.findall(r"'([^']+)'", definition))
+    if not names:
+        return {rank: rank for rank in _RANKS}
+    found: dict[str, str] = {}
+    for place, (rank, aliases) in enumerate(_RANKS.items()):
+        named = next((n for alias in aliases for n in names if n.lower() == alias), None)
+        # Three names of another fashion are taken by rank, in their own order.
+        by_place = names[place] if len(names) == len(_RANKS) else None
+        if (name := named or by_place) is not None:
+            found[rank] = name
+    if "medium" not in found:
+        raise UsageError(
+            f"conversation_chunks.chunk_tier accepts only {', '.join(names)}: none of them can be "
+            "taken for medium, which extraction reads; let it accept 'medium'"
+        )
+    return found

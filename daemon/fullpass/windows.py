@@ -1,0 +1,283 @@
+"""Extraction windows: which chunks go to the model together.
+
+Planned once from the chunks that have no outcome yet, and stored; a window never changes after, so
+new text never shifts old windows and their receipts stay good (promise 3). A window that proves too
+much for one reply is split into two, down to the messages of a single chunk.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from daemon.export.conversation import EVIDENCE_ROLES
+from daemon.fullpass.chunks import CHUNKING_VERSION
+from daemon.llm.request import NumberedMessage
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from uuid import UUID
+
+    from daemon.database import Connection
+    from daemon.fullpass.context import Pass
+
+WindowState = Literal["done", "split"]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowMessage:
+    """A message, or a piece of one, as a window shows it, and where it stands in the database."""
+
+    shown: NumberedMessage
+    content_hash: str
+    chunk_id: UUID
+    conversation_id: str
+    message_id: str
+    observed_at: datetime | None
+    ordinal: int
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A planned window, loaded."""
+
+    id: int
+    content_hashes: tuple[str, ...]
+    first: int | None
+    """With `last`: the ordinals [first, last] of the messages shown of a window's only chunk."""
+    last: int | None
+    token_count: int
+    messages: tuple[WindowMessage, ...]
+    missing: bool
+    """Whether a chunk of it is gone: it must not be read any more."""
+
+    def text(self) -> str:
+        """Render the messages as the prompt shows them: labelled, fenced, data only."""
+        return "\n".join(_shown(m.shown) for m in self.messages)
+
+
+def _shown(message: NumberedMessage) -> str:
+    date = f' date="{message.at:%Y-%m-%d}"' if message.at is not None else ""
+    # Text cannot close its own fence: the mark that would is broken by an invisible space.
+    text = message.text.replace("<message", "<\u200bmessage").replace(
+        "</message", "<\u200b/message"
+    )
+    return f'<message n="{message.number}" role="{message.role}"{date}>\n{text}\n</message>'
+
+
+# Chunks of this person and source that the extractor still has to read: no outcome yet, or only an
+# offline reader's where now a model reads, or a failure that an earlier job left.
+_UNREAD = """
+    from public.conversation_chunks c
+    where c.user_id = $1 and c.source = $2 and c.chunk_tier::text = $3
+      and c.chunking_version = $4
+      and not exists (
+          select from fullpass.chunk_outcomes o
+          where o.user_id = c.user_id and o.content_hash = c.content_hash
+            and (o.extractor = 'llm' or $5) and not (o.outcome = 'failed' and o.job_id <> $6))
+"""
+
+
+async def plan(work: Pass) -> int:
+    """Plan windows for all unread chunks that no planned window holds; return how many wait.
+
+    Chunks without a word of the person's own can hold no fact: they are accounted for as empty and
+    sent to no model.
+    """
+    who = (
+        work.job.user_id, work.source, work.medium, CHUNKING_VERSION, work.extractor == "offline",
+        work.job.id,
+    )  # fmt: skip
+    async with work.lease.fenced() as connection:
+        await _drop_stale(work, connection)
+        await connection.execute(
+            f"""
+            insert into fullpass.chunk_outcomes (
+                user_id, content_hash, job_id, chunk_id, source, extractor, outcome, detail)
+            select c.user_id, c.content_hash, $6, c.id, c.source, $7, 'empty',
+                   'no words of the person''s own'
+            {_UNREAD}
+              and not exists (select from fullpass.chunk_messages m
+                              where m.chunk_id = c.id and m.role = any ($8))
+            on conflict (user_id, content_hash) do update set
+                job_id = excluded.job_id, chunk_id = excluded.chunk_id, outcome = 'empty',
+                extractor = excluded.extractor, detail = excluded.detail
+            """,
+            *who, work.extractor, list(EVIDENCE_ROLES),
+        )  # fmt: skip
+        rows = await connection.fetch(
+            f"""
+            select c.content_hash, c.token_count
+            {_UNREAD}
+              and c.content_hash <> all (
+                  select unnest(w.content_hashes) from fullpass.windows w
+                  where w.user_id = $1 and w.source = $2 and w.state = 'planned')
+            order by c.created_at, c.conversation_id, c.chunk_index
+            """,
+            *who,
+        )
+        packs = _packed(
+            [(r["content_hash"], r["token_count"]) for r in rows],
+            work.settings.extraction_window_tokens,
+        )
+        await connection.executemany(
+            """
+            insert into fullpass.windows (user_id, source, content_hashes, token_count)
+            values ($1, $2, $3, $4)
+            """,
+            [(work.job.user_id, work.source, hashes, tokens) for hashes, tokens in packs],
+        )
+        waiting = await connection.fetchval(
+            """
+            select count(*) from fullpass.windows
+            where user_id = $1 and source = $2 and state = 'planned'
+            """,
+            work.job.user_id, work.source,
+        )  # fmt: skip
+    return int(waiting)
+
+
+async def _drop_stale(work: Pass, connection: Connection) -> None:
+    """Drop planned windows of which a chunk is gone or was read since; the rest is replanned."""
+    await connection.execute(
+        """
+        update fullpass.windows w set state = 'dropped'
+        where w.user_id = $1 and w.source = $2 and w.state = 'planned' and exists (
+            select from unnest(w.content_hashes) as h (content_hash)
+            where not exists (
+                select from public.conversation_chunks c
+                where c.user_id = $1 and c.source = $2 and c.content_hash = h.content_hash))
+        """,
+        work.job.user_id, work.source,
+    )  # fmt: skip
+
+
+def _packed(chunks: list[tuple[str, int]], room: int) -> list[tuple[list[str], int]]:
+    """Pack chunks, in order, into windows of at most `room` tokens (one chunk may exceed it)."""
+    packs: list[tuple[list[str], int]] = []
+    hashes: list[str] = []
+    size = 0
+    for content_hash, tokens in chunks:
+        if hashes and size + tokens > room:
+            packs.append((hashes, size))
+            hashes, size = [], 0
+        hashes.append(content_hash)
+        size += tokens
+    if hashes:
+        packs.append((hashes, size))
+    return packs
+
+
+async def planned(work: Pass, *, after: int, limit: int) -> list[int]:
+    """Return the next planned windows' ids after one, in order."""
+    rows = await work.pool.fetch(
+        """
+        select id from fullpass.windows
+        where user_id = $1 and source = $2 and state = 'planned' and id > $3
+        order by id limit $4
+        """,
+        work.job.user_id, work.source, after, limit,
+    )  # fmt: skip
+    return [row["id"] for row in rows]
+
+
+async def load(work: Pass, window_id: int) -> Window:
+    """Load one window with the messages it shows, numbered from 1 in reading order."""
+    row = await work.pool.fetchrow(
+        "select content_hashes, token_count, first_ordinal, last_ordinal "
+        "from fullpass.windows where id = $1",
+        window_id,
+    )
+    assert row is not None  # windows are never deleted while their job holds the lease
+    found = await work.pool.fetch(
+        """
+        select c.content_hash, c.id, c.conversation_id, c.content, c.created_at, k.dated,
+               m.ordinal, m.message_id, m.role, m.at, m.start, m.stop
+        from unnest($3::text[]) with ordinality as h (content_hash, place)
+        join public.conversation_chunks c
+            on c.user_id = $1 and c.source = $2 and c.content_hash = h.content_hash
+            and c.chunk_tier::text = $4
+        join fullpass.chunk_messages m on m.chunk_id = c.id
+        left join fullpass.conversations k
+            on k.user_id = c.user_id and k.source = c.source
+            and k.conversation_id = c.conversation_id
+        where ($5::int is null or m.ordinal between $5 and $6)
+        order by h.place, m.ordinal
+        """,
+        work.job.user_id, work.source, row["content_hashes"], work.medium,
+        row["first_ordinal"], row["last_ordinal"],
+    )  # fmt: skip
+    messages = []
+    for number, f in enumerate(found, start=1):
+        at = f["at"] or (f["created_at"] if f["dated"] else None)
+        text = f["content"][f["start"] : f["stop"]]
+        messages.append(
+            WindowMessage(
+                shown=NumberedMessage(number, f["role"], at, text),
+                content_hash=f["content_hash"],
+                chunk_id=f["id"],
+                conversation_id=f["conversation_id"],
+                message_id=f["message_id"],
+                observed_at=at,
+                ordinal=f["ordinal"],
+            )
+        )
+    hashes = tuple(row["content_hashes"])
+    return Window(
+        id=window_id,
+        content_hashes=hashes,
+        first=row["first_ordinal"],
+        last=row["last_ordinal"],
+        token_count=row["token_count"],
+        messages=tuple(messages),
+        missing={m.content_hash for m in messages} != set(hashes),
+    )
+
+
+def halves(window: Window) -> list[tuple[tuple[str, ...], int | None, int | None]]:
+    """Return the two windows that a window splits into, or none when it is a single message."""
+    hashes = window.content_hashes
+    if len(hashes) > 1:
+        middle = len(hashes) // 2
+        return [(hashes[:middle], None, None), (hashes[middle:], None, None)]
+    ordinals = [m.ordinal for m in window.messages]
+    if len(ordinals) < 2:
+        return []
+    middle = ordinals[(len(ordinals) - 1) // 2]
+    return [(hashes, ordinals[0], middle), (hashes, middle + 1, ordinals[-1])]
+
+
+async def close(
+    work: Pass, connection: Connection, window: Window, state: WindowState
+) -> list[int] | None:
+    """Mark a window as done, or replace it by its halves; return the halves' ids.
+
+    Returns None when it is not planned any more: its effects were written before (a commit whose
+    answer got lost), and must not be written again.
+    """
+    marked = await connection.fetchval(
+        "update fullpass.windows set state = $2 where id = $1 and state = 'planned' returning id",
+        window.id,
+        state,
+    )
+    if marked is None:
+        return None
+    if state == "done":
+        return []
+    rows = await connection.fetch(
+        """
+        insert into fullpass.windows (
+            user_id, source, content_hashes, token_count, parent_id, first_ordinal, last_ordinal)
+        select $1, $2, array(select jsonb_array_elements_text(h.hashes)), $4, $5, h.first, h.last
+        from jsonb_to_recordset($3) as h (hashes jsonb, first int, last int)
+        returning id
+        """,
+        work.job.user_id, work.source, _as_json(halves(window)), window.token_count // 2,
+        window.id,
+    )  # fmt: skip
+    return [row["id"] for row in rows]
+
+
+def _as_json(parts: list[tuple[tuple[str, ...], int | None, int | None]]) -> str:
+    return json.dumps([{"hashes": h, "first": a, "last": b} for h, a, b in parts])

@@ -1,0 +1,176 @@
+"""Asking a model: looked up before it is paid, recorded whatever comes, retried by us.
+
+`Caller.ask` is the only way the pass reaches a model. The order is: ledger, right to go on, money,
+a place under the limit, the call, the receipt. Promise 3 rests on that order; promise 2 on the
+receipt being written before anything looks at the lease again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from daemon.errors import BadCall, CallFailed, GiveUp, UselessReply, Wait
+from daemon.llm.request import Reply
+from daemon.logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from uuid import UUID
+
+    from daemon.llm.ledger import Ledger
+    from daemon.llm.limiter import CallLimiter
+    from daemon.llm.providers import Provider
+    from daemon.llm.request import Request
+
+_log = get_logger()
+T = TypeVar("T")
+
+_ASKS = 3
+"""How often the same input is put to the model when its replies are useless."""
+_TRIES = 8
+_LONGEST_HOLD_SECONDS = 60.0
+"""Longest wait between two tries that a job is held for; a longer one releases it."""
+
+
+class Holder(Protocol):
+    """What a caller must know of the lease: whether a new call may start."""
+
+    def check(self) -> None:
+        """Raise the reason not to."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """On whose behalf a call is made."""
+
+    job_id: UUID
+    user_id: UUID
+    holder: Holder
+    max_cost_usd: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[T]):
+    """A reply and what was read from it."""
+
+    value: T
+    reply: Reply
+
+
+class Caller:
+    """Makes the model calls of all jobs of one process."""
+
+    def __init__(self, provider: Provider, ledger: Ledger, limiter: CallLimiter) -> None:
+        self.provider = provider
+        self.ledger = ledger
+        self.limiter = limiter
+
+    @property
+    def offline(self) -> bool:
+        """Whether no model is behind this: nothing is paid, so nothing is recorded."""
+        return self.provider.name == "offline"
+
+    async def ask(
+        self, scope: Scope, request: Request, read: Callable[[Reply], T]
+    ) -> Answer[T]:
+        """Return what `read` makes of the model's reply.
+
+        `read` raises UselessReply for a reply it can do nothing with; the same input is then put
+        again, as a different call, at most three times in all. Raises UselessReply when none of
+        them was of use, BadCall when the server refuses the input, Wait (or Systemic) when the job
+        should be given back for now, and whatever `scope.holder.check` raises.
+        """
+        if self.offline:
+            scope.holder.check()
+            reply = await self.provider.call(request)
+            return Answer(read(reply), reply)
+        useless: UselessReply | None = None
+        for ask in range(request.ask, request.ask + _ASKS):
+            asked = replace(request, ask=ask)
+            try:
+                return await self._ask_once(scope, asked, read)
+            except UselessReply as error:
+                useless = error
+                _log.warning("llm.useless", purpose=request.purpose, ask=ask, error=str(error))
+        raise useless or UselessReply("no usable reply")
+
+    async def _ask_once(
+        self, scope: Scope, request: Request, read: Callable[[Reply], T]
+    ) -> Answer[T]:
+        key = request.content_key(str(scope.user_id))
+        receipt = await self.ledger.find(key, job_id=scope.job_id)
+        if receipt is not None:
+            if receipt.reply is None:
+                raise UselessReply("this very call was paid before in this job, to no use")
+            return Answer(read(receipt.reply), receipt.reply)
+        scope.holder.check()
+        if scope.max_cost_usd is not None:
+            spent = (await self.ledger.spent(scope.job_id)).cost_usd
+            if spent >= Decimal(str(scope.max_cost_usd)):
+                raise GiveUp(
+                    f"stopped at MAX_COST_USD_PER_JOB ({scope.max_cost_usd:g}): {spent:.4f} USD are "
+                    "spent; what is done is kept, raise the limit and retry to go on"
+                )
+        reply = await self._call(scope, request)
+        self.limiter.seen(len(request.text) + len(request.system) + len(reply.text))
+        useless: UselessReply | None = None
+        value: T | None = None
+        try:
+            value = read(reply)
+        except UselessReply as error:
+            useless = error
+        # Shielded: a task that is cancelled between reply and receipt would forget a payment.
+        await asyncio.shield(
+            self.ledger.record(
+                request,
+                reply,
+                key=key,
+                user_id=scope.user_id,
+                job_id=scope.job_id,
+                provider=self.provider.name,
+                usable=useless is None,
+            )
+        )
+        if useless is not None:
+            raise useless
+        return Answer(value, reply)  # type: ignore[arg-type]
+
+    async def _call(self, scope: Scope, request: Request) -> Reply:
+        """Call the provider, repeating what fails in passing with jittered back-off."""
+        for attempt in range(1, _TRIES + 1):
+            try:
+                async with self.limiter.slot():
+                    scope.holder.check()  # the wait for a place may have been long
+                    return await self.provider.call(request)
+            except UselessReply as error:
+                # Answered, and so perhaps paid, with nothing in it: leave a receipt of that too.
+                return Reply("", f"unusable: {error}", None, request.model)
+            except BadCall:
+                raise
+            except CallFailed as error:
+                pause = min(30.0, 0.5 * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
+                if error.retry_after_seconds is not None:
+                    pause = max(pause, error.retry_after_seconds)
+                if attempt == _TRIES or pause > _LONGEST_HOLD_SECONDS:
+                    raise Wait(
+                        f"the LLM server does not answer: {error}",
+                        seconds=min(900.0, max(pause, 30.0)),
+                    ) from error
+                _log.warning(
+                    "llm.retrying", purpose=request.purpose, attempt=attempt, error=str(error),
+                    pause_seconds=round(pause, 1),
+                )
+                await self._pause(scope, pause)
+        raise AssertionError("unreachable")
+
+    async def _pause(self, scope: Scope, seconds: float) -> None:
+        """Sleep, but notice within half a second that the job must stop."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while (left := deadline - asyncio.get_running_loop().time()) > 0:
+            scope.holder.check()
+            await asyncio.sleep(min(0.5, left))

@@ -1,0 +1,160 @@
+"""The ledger: one receipt for every paid reply, found again by content (promises 2 and 3)."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from daemon.database import database_errors
+from daemon.errors import Systemic
+from daemon.llm.pricing import cost_usd
+from daemon.llm.request import Reply, Request, Usage
+from daemon.logs import get_logger
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from daemon.database import Pool
+
+_log = get_logger()
+_RECORD_TRIES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What the ledger knows of a call: a usable reply, or that this job paid for a useless one."""
+
+    reply: Reply | None
+    """None: paid before in this job, to no use; asking the same again would pay twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Totals of a job's receipts."""
+
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    cost_usd: Decimal
+    unpriced_calls: int
+    """Calls whose price is not known; `cost_usd` leaves them out."""
+
+
+class Ledger:
+    """Looks receipts up and writes them; rows are never changed but by erasure and pruning."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def find(self, key: str, *, job_id: UUID) -> Receipt | None:
+        """Return the receipt of a call with this content key, if it was ever paid."""
+        with database_errors():
+            row = await self._pool.fetchrow(
+                """
+                select usable, response, stop_reason, model, request_id, input_tokens,
+                       output_tokens, cache_read_tokens, cache_write_tokens
+                from fullpass.llm_calls
+                where call_key = $1 and usable
+                union all
+                select usable, null, stop_reason, model, request_id, null, null, null, null
+                from fullpass.llm_calls
+                where call_key = $1 and not usable and job_id = $2
+                order by usable desc
+                limit 1
+                """,
+                key,
+                job_id,
+            )
+        if row is None:
+            return None
+        if not row["usable"]:
+            return Receipt(reply=None)
+        return Receipt(
+            reply=Reply(
+                text=row["response"] or "",
+                stop_reason=row["stop_reason"] or "unknown",
+                usage=Usage(
+                    row["input_tokens"] or 0,
+                    row["output_tokens"] or 0,
+                    row["cache_read_tokens"] or 0,
+                    row["cache_write_tokens"] or 0,
+                ),
+                model=row["model"],
+                request_id=row["request_id"] or "",
+                from_ledger=True,
+            )
+        )
+
+    async def record(
+        self,
+        request: Request,
+        reply: Reply,
+        *,
+        key: str,
+        user_id: UUID,
+        job_id: UUID,
+        provider: str,
+        usable: bool,
+    ) -> None:
+        """Write one receipt. Not fenced: what was paid stays known, whoever holds the job now.
+
+        Tries through short database trouble; raises Systemic when that lasts.
+        """
+        usage = reply.usage
+        arguments: tuple[Any, ...] = (
+            key,
+            user_id,
+            job_id,
+            request.purpose,
+            provider,
+            reply.model,
+            request.prompt_version,
+            None if usage is None else usage.input_tokens,
+            None if usage is None else usage.output_tokens,
+            None if usage is None else usage.cache_read_tokens,
+            None if usage is None else usage.cache_write_tokens,
+            cost_usd(reply.model, usage),
+            reply.stop_reason,
+            usable,
+            # Postgres holds no NUL, and no reply that means anything does.
+            reply.text.replace("\x00", "").encode("utf-8", "replace").decode(),
+            reply.request_id,
+            reply.latency_ms,
+            reply.latency_ms + 1000,
+        )
+        places = ", ".join(f"${n}" for n in range(1, len(arguments) + 1))
+        for attempt in range(1, _RECORD_TRIES + 1):
+            try:
+                with database_errors():
+                    await self._pool.execute(f"select fullpass.record_call({places})", *arguments)
+            except Systemic as error:
+                if attempt == _RECORD_TRIES:
+                    _log.error("ledger.lost", purpose=request.purpose, error=str(error))
+                    raise
+                _log.warning("ledger.retrying", purpose=request.purpose, error=str(error))
+                await asyncio.sleep(min(5.0, 0.2 * 2**attempt))
+            else:
+                return
+
+    async def spent(self, job_id: UUID) -> Spent:
+        """Sum the job's receipts."""
+        with database_errors():
+            row = await self._pool.fetchrow(
+                """
+                select count(*) as calls,
+                       coalesce(sum(input_tokens), 0) as input_tokens,
+                       coalesce(sum(output_tokens), 0) as output_tokens,
+                       coalesce(sum(cache_read_tokens), 0) as cache_read_tokens,
+                       coalesce(sum(cache_write_tokens), 0) as cache_write_tokens,
+                       coalesce(sum(cost_usd), 0) as cost_usd,
+                       count(*) filter (where cost_usd is null) as unpriced_calls
+                from fullpass.llm_calls where job_id = $1
+                """,
+                job_id,
+            )
+        assert row is not None  # an aggregate always answers
+        return Spent(**dict(row))

@@ -1,0 +1,128 @@
+"""Jobs in and out of a worker's hands: thin, typed calls of the SQL lease protocol.
+
+What each call does and guarantees stands once, in sql/migrations/0003_lease.sql.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from daemon.database import database_errors
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from uuid import UUID
+
+    from daemon.database import Pool
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A claimed job, as the claim returned it."""
+
+    id: UUID
+    user_id: UUID
+    storage_path: str | None
+    file_type: str | None
+    attempt: int
+    max_attempts: int
+    lease_epoch: int
+    started_at: datetime
+
+
+async def claim(
+    pool: Pool,
+    *,
+    worker_id: str,
+    lease_seconds: float,
+    version: str,
+    rollout_percent: int = 100,
+    daily_limit: int | None = None,
+    only: UUID | None = None,
+) -> Job | None:
+    """Take one due job, or None; `only` that one, due or not. Expired leases are swept first."""
+    with database_errors():
+        row = await pool.fetchrow(
+            "select * from fullpass.claim($1, $2, $3, $4, $5, $6)",
+            worker_id,
+            lease_seconds,
+            version,
+            rollout_percent,
+            daily_limit,
+            only,
+        )
+    if row is None:
+        return None
+    return Job(
+        id=row["id"],
+        user_id=row["user_id"],
+        storage_path=row["storage_path"],
+        file_type=row["file_type"],
+        attempt=row["attempts"],
+        max_attempts=row["max_attempts"] or 5,
+        lease_epoch=row["lease_epoch"],
+        started_at=row["started_at"],
+    )
+
+
+async def complete(pool: Pool, job: Job, *, result: dict[str, Any], cost: dict[str, Any]) -> None:
+    """End the job as complete. Raises LeaseLost."""
+    with database_errors():
+        await pool.execute(
+            "select fullpass.complete($1, $2, $3, $4)",
+            job.id,
+            job.lease_epoch,
+            json.dumps(result),
+            json.dumps(cost),
+        )
+
+
+async def fail(
+    pool: Pool, job: Job, *, error: str, retry: bool, result: dict[str, Any] | None = None
+) -> Literal["retry", "failed", "cancelled"]:
+    """End this attempt with an error of the job's own. Raises LeaseLost."""
+    with database_errors():
+        outcome = await pool.fetchval(
+            "select fullpass.fail($1, $2, $3, $4, $5)",
+            job.id,
+            job.lease_epoch,
+            error,
+            retry,
+            None if result is None else json.dumps(result),
+        )
+    return cast("Literal['retry', 'failed', 'cancelled']", outcome)
+
+
+async def release(
+    pool: Pool, job: Job, *, seconds: float, reason: str, max_wait_hours: float
+) -> Literal["released", "cancelled", "failed"]:
+    """Give the job back with its attempt, due in `seconds`. Raises LeaseLost."""
+    with database_errors():
+        outcome = await pool.fetchval(
+            "select fullpass.release($1, $2, $3, $4, $5)",
+            job.id,
+            job.lease_epoch,
+            seconds,
+            reason,
+            max_wait_hours * 3600,
+        )
+    return cast("Literal['released', 'cancelled', 'failed']", outcome)
+
+
+async def yield_cancelled(pool: Pool, job: Job) -> None:
+    """End the job as cancelled, as was asked. Raises LeaseLost."""
+    with database_errors():
+        await pool.execute("select fullpass.yield_cancelled($1, $2)", job.id, job.lease_epoch)
+
+
+async def enqueue(
+    pool: Pool, *, user_id: UUID, storage_path: str, file_type: str | None = None
+) -> UUID:
+    """Queue an export; a live job for the same path is returned instead of a second."""
+    with database_errors():
+        job_id = await pool.fetchval(
+            "select fullpass.enqueue($1, $2, p_file_type => $3)", user_id, storage_path, file_type
+        )
+    return cast("UUID", job_id)

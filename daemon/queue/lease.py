@@ -1,0 +1,113 @@
+"""The lease on one job: the fenced transaction, and the right to go on.
+
+Promise 1 lives here: `Lease.fenced()` is the single door through which anything is written on
+behalf of a job. Its first statement proves that the lease epoch still matches and renews the lease;
+when it does not, nothing in the transaction happens. `Lease.check()` is asked before anything that
+costs money: it ends the work early when this worker can no longer be sure of the lease.
+
+The heartbeat (`heartbeat.py`) renews leases from a thread of its own and tells them what it learns.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from daemon.database import database_errors
+from daemon.errors import Cancelled, Draining, LeaseLost, Stop
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from uuid import UUID
+
+    from daemon.database import Connection, Pool
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def clock() -> float:
+    """Seconds of a clock that only moves forward and keeps moving during suspend (promise 5)."""
+    return time.clock_gettime(_CLOCK)
+
+
+class Lease:
+    """One held lease.
+
+    Held (`check` passes, `fenced` writes) until the first of: the database says it is lost or
+    cancelled; no renewal was acknowledged within the trust window. Draining is apart: what is in
+    flight may still be written, but nothing new may start.
+
+    Attributes are single words written by one thread and read by others, which Python makes atomic.
+    """
+
+    def __init__(self, pool: Pool, *, job_id: UUID, epoch: int, lease_seconds: float) -> None:
+        self._pool = pool
+        self.job_id = job_id
+        self.epoch = epoch
+        self.lease_seconds = lease_seconds
+        self._trusted_until = 0.0
+        self._ended: Stop | None = None
+        self._draining = False
+        self.last_progress = clock()
+        self.renewed(clock())
+
+    def renewed(self, sent_at: float) -> None:
+        """Note an acknowledged renewal that was sent at `sent_at`.
+
+        The database counted from a later moment, so the window, less a tenth as a margin for clocks
+        that drift, ends before the lease could be given away.
+        """
+        self._trusted_until = max(self._trusted_until, sent_at + self.lease_seconds * 0.9)
+
+    def lost(self) -> None:
+        """Another holder may exist: end the work."""
+        self._ended = self._ended or LeaseLost(f"the lease on job {self.job_id} is lost")
+
+    def cancel(self) -> None:
+        """Cancellation was asked for: end the work and keep what is saved."""
+        self._ended = self._ended or Cancelled(f"job {self.job_id} was cancelled")
+
+    def drain(self) -> None:
+        """Start nothing new; what is in flight may land."""
+        self._draining = True
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the last acknowledged renewal still covers this moment."""
+        return clock() < self._trusted_until
+
+    def check(self) -> None:
+        """Raise the reason not to start anything new: LeaseLost, Cancelled or Draining."""
+        if self._ended is not None:
+            raise self._ended
+        if not self.trusted:
+            raise LeaseLost(
+                f"no renewal of the lease on job {self.job_id} was acknowledged in time"
+            )
+        if self._draining:
+            raise Draining
+
+    @asynccontextmanager
+    async def fenced(self) -> AsyncIterator[Connection]:
+        """Open a transaction that holds the lease; commit on exit, roll back on error.
+
+        Raises LeaseLost or Cancelled when the job is no longer to be worked on, Systemic when the
+        database is in trouble; in each case nothing was written (a commit whose answer got lost may
+        have happened: steps are written to be repeated). Never hold it across an LLM call.
+        """
+        if isinstance(self._ended, LeaseLost):
+            raise self._ended
+        sent_at = clock()
+        with database_errors():
+            async with self._pool.acquire(timeout=self.lease_seconds / 2) as connection:
+                async with connection.transaction():
+                    await connection.execute(
+                        "select fullpass.hold($1, $2, $3)",
+                        self.job_id,
+                        self.epoch,
+                        self.lease_seconds,
+                    )
+                    yield connection  # type: ignore[misc]
+        self.renewed(sent_at)
+        self.last_progress = clock()
