@@ -23,7 +23,8 @@ RUN python -m pip --python /opt/venv/bin/python install --no-deps --build-constr
 
 FROM python:3.13-slim
 # A fixed number, so that a volume's owner stays the same from image to image.
-RUN useradd --system --uid 10001 --user-group --no-create-home --home-dir /var/lib/fullpass --shell /usr/sbin/nologin fullpass \
+RUN groupadd --system --gid 10001 fullpass \
+    && useradd --system --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/fullpass --shell /usr/sbin/nologin fullpass \
     && install -d -o 10001 -g 10001 /var/lib/fullpass
 COPY --from=build /opt/venv /opt/venv
 # Two malloc arenas: threads that parse and threads that call give memory back to one pool, which

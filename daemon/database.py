@@ -6,7 +6,6 @@ time-out on each command. Leaves transactions on behalf of a job to `queue.lease
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import urlsplit
@@ -30,13 +29,8 @@ COMMAND_TIMEOUT_SECONDS = 60.0
 _TROUBLE_CLASSES = frozenset({"08", "53", "57", "58"})
 
 
-def _options(*, command_timeout_seconds: float) -> dict[str, object]:
-    return {
-        "statement_cache_size": 0,
-        "timeout": 10.0,
-        "command_timeout": command_timeout_seconds,
-        "server_settings": {"application_name": "fullpass"},
-    }
+_CONNECT_TIMEOUT_SECONDS = 10.0
+_NAMED = {"application_name": "fullpass"}
 
 
 async def connect(
@@ -46,7 +40,10 @@ async def connect(
     with database_errors():
         connection: Connection = await asyncpg.connect(
             url,
-            **_options(command_timeout_seconds=command_timeout_seconds),  # type: ignore[arg-type]
+            statement_cache_size=0,
+            timeout=_CONNECT_TIMEOUT_SECONDS,
+            command_timeout=command_timeout_seconds,
+            server_settings=_NAMED,
         )
     return connection
 
@@ -62,7 +59,10 @@ async def open_pool(url: str, *, size: int = 3) -> Pool:
             min_size=1,
             max_size=size,
             max_inactive_connection_lifetime=60.0,
-            **_options(command_timeout_seconds=COMMAND_TIMEOUT_SECONDS),  # type: ignore[arg-type]
+            statement_cache_size=0,
+            timeout=_CONNECT_TIMEOUT_SECONDS,
+            command_timeout=COMMAND_TIMEOUT_SECONDS,
+            server_settings=_NAMED,
         )
     return pool
 
@@ -94,7 +94,7 @@ def database_errors() -> Iterator[None]:
         if isinstance(error, asyncpg.DataError):
             raise
         raise Systemic(f"database connection: {first_line(error)}") from error
-    except (OSError, TimeoutError, asyncio.TimeoutError) as error:
+    except (OSError, TimeoutError) as error:
         raise Systemic(
             f"the database cannot be reached: {first_line(error) or type(error).__name__}"
         ) from error

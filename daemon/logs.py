@@ -32,6 +32,7 @@ LONGEST_VALUE_CHARACTERS = 500
 """A longer text is cut, saying how long it was; a conversation cannot pour into a log."""
 
 _LONGEST_NESTED_CHARACTERS = 2_000
+_SEARCHED_CHARACTERS = 4 * LONGEST_VALUE_CHARACTERS
 _MOST_ITEMS = 50
 _DEEPEST = 6
 _SHORTEST_SECRET_CHARACTERS = 4
@@ -244,7 +245,7 @@ def _safe(name: object, value: object) -> object:
     if isinstance(plain, (dict, list)):
         text = json.dumps(plain)
         if len(text) > _LONGEST_NESTED_CHARACTERS:
-            return _cut(text)
+            return _cut(text, length=len(text))
     return plain
 
 
@@ -294,13 +295,20 @@ def _described(value: object) -> str:
 
 def _safe_text(text: str) -> str:
     # Masked before it is cut: a cut must not leave half a secret that no pattern knows any more.
-    return _cut(masked(text))
+    # Only what could be shown is searched, so that a huge value costs no more than a long one, and
+    # what stands near the end of the searched part, where a secret may be torn, is not shown.
+    if len(text) <= _SEARCHED_CHARACTERS:
+        safe = masked(text)
+        return _cut(safe, length=len(safe))
+    whole = masked(text[:_SEARCHED_CHARACTERS])[:-LONGEST_VALUE_CHARACTERS]
+    return _cut(whole, length=len(text))
 
 
-def _cut(text: str) -> str:
-    if len(text) <= LONGEST_VALUE_CHARACTERS:
+def _cut(text: str, *, length: int) -> str:
+    """Cut a text, and say the `length` it had, if it is too long or was cut before."""
+    if max(len(text), length) <= LONGEST_VALUE_CHARACTERS:
         return text
-    note = f"… ({len(text)} characters)"
+    note = f"… ({length} characters)"
     return text[: LONGEST_VALUE_CHARACTERS - len(note)] + note
 
 

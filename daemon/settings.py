@@ -213,7 +213,7 @@ class Settings(BaseSettings):
         Passwords inside URLs come as they stand there and percent-decoded; webhook addresses are
         secrets as a whole, since whoever knows one can post to it.
         """
-        secrets: set[str] = set()
+        secrets: set[str] = {self.aws_access_key_id or ""}
         for name in type(self).model_fields:
             value = getattr(self, name)
             if isinstance(value, SecretStr):

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from daemon import __version__
-from daemon.database import first_line, is_transaction_pooler, open_pool
+from daemon.database import database_errors, first_line, is_transaction_pooler, open_pool
 from daemon.errors import Cancelled, Draining, GiveUp, LeaseLost, Systemic, Wait
 from daemon.fullpass.chunks import tiers_for
 from daemon.fullpass.context import Pass
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from daemon.database import Pool
-    from daemon.fullpass.chunks import Tier
     from daemon.queue.jobs import Job
     from daemon.settings import Settings
 
@@ -231,15 +230,16 @@ class Worker:
         """With `once`: seconds to wait for a job due soon, or None when there is none."""
         if self._only is not None:
             return None
-        seconds = await pool.fetchval(
-            """
-            select extract(epoch from min(
-                case status when 'pending' then run_at else lease_expires_at end
-            ) - clock_timestamp())::float8
-            from public.processing_jobs
-            where status = 'pending' or (status = 'processing' and lease_epoch > 0)
-            """
-        )
+        with database_errors():
+            seconds: float | None = await pool.fetchval(
+                """
+                select extract(epoch from min(
+                    case status when 'pending' then run_at else lease_expires_at end
+                ) - clock_timestamp())::float8
+                from public.processing_jobs
+                where status = 'pending' or (status = 'processing' and lease_epoch > 0)
+                """
+            )
         if seconds is None or seconds > _NEAR_RETRY_SECONDS:
             return None
         return max(0.1, min(seconds + 0.05, self._settings.poll_interval_seconds))
@@ -257,10 +257,12 @@ class Worker:
             try:
                 result, cost = await full_pass(work)
             except asyncio.CancelledError:
-                await self._end(work, lambda: self._give_back(work, Draining("shutdown grace over")))
+                over = Draining("the shutdown grace is over")
+                await self._end(work, lambda: self._give_back(work, over))
                 raise
             except Exception as error:  # noqa: BLE001 - every outcome is told apart below
-                await self._end(work, lambda: self._conclude(work, error))
+                raised = error
+                await self._end(work, lambda: self._conclude(work, raised))
             else:
                 await self._end(work, lambda: self._complete(work, result, cost))
 
@@ -336,7 +338,8 @@ class Worker:
     def _pause(self, error: Systemic) -> None:
         """Claim nothing for a while: every job would meet this."""
         self._pauses += 1
-        seconds = min(_LONGEST_PAUSE_SECONDS, max(1.0, error.seconds) * 2 ** min(self._pauses - 1, 6))
+        doubled = max(1.0, error.seconds) * 2 ** min(self._pauses - 1, 6)
+        seconds = min(_LONGEST_PAUSE_SECONDS, doubled)
         self._paused_until = time.monotonic() + seconds * random.uniform(0.9, 1.1)
         self._waiting_for = masked(str(error))
         _log.error("worker.paused", waits_for=self._waiting_for, seconds=round(seconds, 1))

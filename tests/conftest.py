@@ -12,6 +12,8 @@ from tests.support import postgres
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytest_plugins = ["tests.support.fixtures"]
+
 ONE_SERVER = pytest.StashKey[postgres.OneServer]()
 
 

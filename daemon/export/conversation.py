@@ -6,8 +6,10 @@ Readers turn every format into these frozen values; nothing above `export/` know
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 Source = Literal["chatgpt", "claude", "gemini"]
 
@@ -66,6 +68,10 @@ class ReadReport:
     empty: int = 0
     duplicates: int = 0
     unknown_content_types: dict[str, int] = field(default_factory=dict)
+    context_entries: int = 0
+    """Custom instructions and saved memories yielded; not counted among the conversations."""
+    ignored: dict[str, int] = field(default_factory=dict)
+    """What was recognised and left out on purpose, by kind: `project documents`."""
     redacted: int = 0
     """Credentials replaced by a marker before anything was stored or sent."""
     members: list[str] = field(default_factory=list)
@@ -73,6 +79,19 @@ class ReadReport:
     bytes_total: int = 0
     whole: bool = False
     """True once every conversation was read and nothing was damaged or cut short (promise 10)."""
+
+    def ignore(self, kind: str, count: int = 1) -> None:
+        """Count something left out on purpose; kinds beyond fifty are counted together."""
+        if kind not in self.ignored and len(self.ignored) >= 50:
+            kind = "other"
+        self.ignored[kind] = self.ignored.get(kind, 0) + count
+
+    def unknown(self, content_type: str) -> None:
+        """Count a content type that no table knows."""
+        kind = content_type[:60] if content_type else "none"
+        if kind not in self.unknown_content_types and len(self.unknown_content_types) >= 50:
+            kind = "other"
+        self.unknown_content_types[kind] = self.unknown_content_types.get(kind, 0) + 1
 
     def damage(self, place: str, reason: str) -> None:
         """Count one unreadable thing and keep its account while there is room."""

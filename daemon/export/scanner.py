@@ -14,11 +14,12 @@ counted one by one. Everything that touches each byte runs in C.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
-Read = Callable[[int], bytes]
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _READ_BYTES = 256 * 1024
 _BLOCK_BYTES = 16 * 1024
@@ -76,7 +77,7 @@ class ObjectScanner:
     array under a known key (`{"conversations": […]}`, other keys before it allowed).
     """
 
-    def __init__(self, read: Read, *, object_bytes: int) -> None:
+    def __init__(self, read: Callable[[int], bytes], *, object_bytes: int) -> None:
         self._read = read
         self._object_bytes = object_bytes
         self._window = bytearray()
@@ -110,7 +111,7 @@ class ObjectScanner:
         return self._stray()
 
     def view(self, span: Span) -> memoryview:
-        """The bytes of the last span, uncopied; release it before asking for the next one."""
+        """Give the bytes of the last span, uncopied; release it before asking for the next one."""
         return memoryview(self._window)[span.start - self._base : span.end - self._base]
 
     def learn(self, span: Span) -> None:
@@ -294,7 +295,7 @@ class ObjectScanner:
                 return self._oversized(start, at, depth, in_string=in_string)
 
     def _cut_short(self, start: int) -> Span:
-        """The text ended inside an object: it was cut, or one brace is missing further up."""
+        """Account for an end inside an object: a cut, or one brace missing further up."""
         found = self._starts.search(self._window, self._position + 1)
         if found is None:
             self._position = len(self._window)
@@ -304,7 +305,7 @@ class ObjectScanner:
         return Span(self._ordinal, start, self.offset, "it has no end")
 
     def _block(self, at: int) -> bytes:
-        """The next stretch to count braces in; never ends inside an escape."""
+        """Return the next stretch to count braces in; it never ends inside an escape."""
         end = min(at + _BLOCK_BYTES, len(self._window))
         block = bytes(self._window[at:end])
         if block.endswith(b"\\"):

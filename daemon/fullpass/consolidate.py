@@ -1,4 +1,4 @@
-"""Step consolidate_facts: verified facts of all a person's sources into a current view with history.
+"""Step consolidate_facts: verified facts of a person into a current view with history.
 
 Deterministic and linear. Within one source, facts that say the same are merged and keep all their
 evidence. A fact that answers the same question (slot) as a later one, or that a later one negates,
@@ -17,6 +17,7 @@ import re
 import unicodedata
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid5
 
@@ -33,12 +34,81 @@ _MOST_EVIDENCE = 50
 
 # Words whose presence does not change what an English statement says of a person.
 _FILLER = frozenset(
-    "a an the is are was be been being am to of for in on at with that this it its as and so very "
-    "really quite also just currently now has have had their they them user person's".split()
+    [
+        "a",
+        "an",
+        "the",
+        "is",
+        "are",
+        "was",
+        "be",
+        "been",
+        "being",
+        "am",
+        "to",
+        "of",
+        "for",
+        "in",
+        "on",
+        "at",
+        "with",
+        "that",
+        "this",
+        "it",
+        "its",
+        "as",
+        "and",
+        "so",
+        "very",
+        "really",
+        "quite",
+        "also",
+        "just",
+        "currently",
+        "now",
+        "has",
+        "have",
+        "had",
+        "their",
+        "they",
+        "them",
+        "user",
+        "person's",
+    ]
 )
 _NEGATIONS = frozenset(
-    "no not never none nothing neither nor cannot without stopped quit longer don't doesn't didn't "
-    "isn't aren't wasn't won't can't nicht kein keine nie não nunca jamais pas sin nunca".split()
+    [
+        "no",
+        "not",
+        "never",
+        "none",
+        "nothing",
+        "neither",
+        "nor",
+        "cannot",
+        "without",
+        "stopped",
+        "quit",
+        "longer",
+        "don't",
+        "doesn't",
+        "didn't",
+        "isn't",
+        "aren't",
+        "wasn't",
+        "won't",
+        "can't",
+        "nicht",
+        "kein",
+        "keine",
+        "nie",
+        "não",
+        "nunca",
+        "jamais",
+        "pas",
+        "sin",
+        "nunca",
+    ]
 )
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
@@ -76,7 +146,7 @@ async def consolidate(work: Pass) -> dict[str, int]:
     work.step = "consolidate_facts"
     merged: dict[tuple[str, str, str], _Fact] = {}
     reported = 0
-    rows = await work.pool.fetch(
+    rows = await work.fetch(
         """
         select source, category, slot, statement, polarity, confidence, quote, message_id,
                conversation_id, observed_at, valid_from, origin
@@ -147,12 +217,10 @@ def _supersede(facts: list[_Fact]) -> None:
         if fact.slot:
             slot = " ".join(_words(fact.slot))
             by_question.setdefault(("slot", fact.category, slot), []).append(fact)
-        by_question.setdefault(
-            ("claim", fact.category, *_claim(fact.statement)), []
-        ).append(fact)
+        by_question.setdefault(("claim", fact.category, *_claim(fact.statement)), []).append(fact)
     for question, answers in by_question.items():
         answers.sort(key=lambda f: f.order)
-        for older, newer in zip(answers, answers[1:], strict=False):
+        for older, newer in pairwise(answers):
             if meaning_key(older.statement) == meaning_key(newer.statement):
                 continue  # the same answer in two sources: each stands
             if question[0] == "claim" and _negated(older) == _negated(newer):
@@ -178,9 +246,7 @@ def _claim(statement: str) -> tuple[str, ...]:
 
 
 def _negated(fact: _Fact) -> bool:
-    return fact.polarity == "negated" or any(
-        w in _NEGATIONS for w in _words(fact.statement)
-    )
+    return fact.polarity == "negated" or any(w in _NEGATIONS for w in _words(fact.statement))
 
 
 async def _save(work: Pass, facts: list[_Fact]) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from daemon.database import database_errors
 from daemon.llm.caller import Scope
 
 if TYPE_CHECKING:
+    import asyncpg
+
     from daemon.database import Connection, Pool
     from daemon.fullpass.chunks import Tier
     from daemon.llm.caller import Caller
@@ -70,6 +73,21 @@ class Pass:
     source: str = ""
     step: Step = "download_conversations"
     result: dict[str, Any] = field(default_factory=dict)
+
+    async def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
+        """Read rows; raises Systemic on trouble with the database."""
+        with database_errors():
+            return await self.pool.fetch(query, *arguments)
+
+    async def fetchrow(self, query: str, *arguments: object) -> asyncpg.Record | None:
+        """Read one row; raises Systemic on trouble with the database."""
+        with database_errors():
+            return await self.pool.fetchrow(query, *arguments)
+
+    async def fetchval(self, query: str, *arguments: object) -> Any:
+        """Read one value; raises Systemic on trouble with the database."""
+        with database_errors():
+            return await self.pool.fetchval(query, *arguments)
 
     @property
     def scope(self) -> Scope:

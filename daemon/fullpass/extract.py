@@ -148,7 +148,7 @@ async def _work_window(work: Pass, window_id: int, share: float) -> int:
             return 0
         await _save_facts(work, connection, window, facts)
         if not parts:
-            await _save_outcomes(work, connection, window, facts, outcome, trouble)
+            await _save_outcomes(work, connection, window, facts, outcome=outcome, trouble=trouble)
         await report_progress(work, connection, share=share)
     if trouble is not None:
         _log.warning("window.troubled", window=window.id, outcome=outcome, split=len(parts),
@@ -225,6 +225,7 @@ async def _save_outcomes(
     connection: Connection,
     window: Window,
     facts: list[CheckedFact],
+    *,
     outcome: str,
     trouble: str | None,
 ) -> None:
@@ -236,23 +237,11 @@ async def _save_outcomes(
         if fact.message is None:
             rejected[window.content_hashes[0]] += 1
         else:
-            (kept if fact.rejected is None else rejected)[
-                by_number[fact.message].content_hash
-            ] += 1
+            (kept if fact.rejected is None else rejected)[by_number[fact.message].content_hash] += 1
     chunk_ids = {m.content_hash: m.chunk_id for m in window.messages}
     for content_hash in window.content_hashes:
-        # A part of a chunk: the chunk is read when its last part is.
-        if window.first is not None and await connection.fetchval(
-            """
-            select exists (select from fullpass.windows
-                           where user_id = $1 and source = $2 and state = 'planned'
-                             and content_hashes = array[$3])
-            """,
-            work.job.user_id, work.source, content_hash,
-        ):  # fmt: skip
-            said = "split"
-        elif window.first is not None and outcome in {"ok", "salvaged"}:
-            said = "split"
+        if window.first is not None and outcome in {"ok", "salvaged"}:
+            said = "split"  # it took several calls to read this one chunk
         elif outcome == "ok":
             said = "ok" if kept[content_hash] else "empty"
         else:
@@ -280,7 +269,7 @@ async def _save_outcomes(
 
 async def measure_coverage(work: Pass) -> Coverage:
     """Count the outcomes of all chunks of this person and source."""
-    rows = await work.pool.fetch(
+    rows = await work.fetch(
         """
         select coalesce(o.outcome, 'unread') as outcome, count(*) as chunks
         from public.conversation_chunks c

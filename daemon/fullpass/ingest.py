@@ -65,7 +65,7 @@ async def ingest(work: Pass) -> None:
 
     Raises BadExport when nothing can be read, Wait or Systemic when storage is in trouble.
     """
-    row = await work.pool.fetchrow(
+    row = await work.fetchrow(
         "select source, ingested_at from fullpass.passes where job_id = $1", work.job.id
     )
     if row is not None and row["ingested_at"] is not None:
@@ -206,9 +206,7 @@ async def _save(
         )
 
 
-async def _changed(
-    work: Pass, connection: Connection, batch: list[_Prepared]
-) -> list[_Prepared]:
+async def _changed(work: Pass, connection: Connection, batch: list[_Prepared]) -> list[_Prepared]:
     """Return the conversations that are not stored as they are, nor stored in a later state."""
     known = {
         row["conversation_id"]: row
@@ -234,7 +232,8 @@ async def _changed(
             updated = prepared.conversation.updated_at
             if row["content_hash"] == prepared.content_hash:
                 continue
-            if updated is not None and row["updated_at"] is not None and row["updated_at"] > updated:
+            stored = row["updated_at"]
+            if updated is not None and stored is not None and stored > updated:
                 continue
         fresh.append(prepared)
     return fresh
@@ -243,9 +242,7 @@ async def _changed(
 def _created_at(conversation: Conversation, last_modified: datetime | None) -> datetime:
     """Date a conversation, by the contract's order; never by the present."""
     earliest = min((m.at for m in conversation.messages if m.at), default=None)
-    return (
-        conversation.created_at or earliest or conversation.updated_at or last_modified or _EPOCH
-    )
+    return conversation.created_at or earliest or conversation.updated_at or last_modified or _EPOCH
 
 
 def _staged_rows(
@@ -253,9 +250,7 @@ def _staged_rows(
 ) -> Iterator[tuple[object, ...]]:
     conversation = prepared.conversation
     created_at = _created_at(conversation, last_modified)
-    recent = conversation.created_at is not None and (
-        created_at > work.job.started_at - _RECENT
-    )
+    recent = conversation.created_at is not None and (created_at > work.job.started_at - _RECENT)
     for c in prepared.chunks:
         spans = [
             {

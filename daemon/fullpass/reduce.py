@@ -106,7 +106,7 @@ async def reduce(work: Pass) -> Reduced:
 
 async def _current(work: Pass) -> list[Item]:
     """Load the current facts, one for each statement, in an order that content alone decides."""
-    rows = await work.pool.fetch(
+    rows = await work.fetch(
         """
         select id, category, statement, observed_at, jsonb_array_length(evidence) as evidence,
                source
@@ -249,7 +249,7 @@ def keeps_numbers(statement: str, originals: Sequence[str]) -> bool:
 
 
 def numbered(items: Sequence[Item]) -> tuple[NumberedFact, ...]:
-    """Number items from 1 in their order, which content alone decides."""
+    """Return items numbered from 1 in their order, which content alone decides."""
     return tuple(
         NumberedFact(n, item.category, item.statement, item.observed_at)
         for n, item in enumerate(items, start=1)

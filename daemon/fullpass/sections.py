@@ -1,4 +1,4 @@
-"""Step regenerate_sections: soul, identity, user, agents, tools, from MEMORY and real conversations.
+"""Step regenerate_sections: soul, identity, user, agents, tools, from MEMORY and samples.
 
 All five are valid and saved together with `soulprint_text`, or none is: yesterday's stay and the
 pass completes, saying so (promise 10).
@@ -95,7 +95,7 @@ async def regenerate(work: Pass, reduced: Reduced, memory_md: str) -> SectionsOu
     work.step = "regenerate_sections"
     async with work.lease.fenced() as connection:
         await report_progress(work, connection)
-    conversations = await work.pool.fetchval(
+    conversations = await work.fetchval(
         "select count(*) from fullpass.conversations where user_id = $1 and own_characters > 0",
         work.job.user_id,
     )
@@ -130,7 +130,7 @@ async def regenerate(work: Pass, reduced: Reduced, memory_md: str) -> SectionsOu
 
 async def _would_replace_a_models(work: Pass) -> bool:
     return work.caller.offline and bool(
-        await work.pool.fetchval(
+        await work.fetchval(
             """
             select exists (select from fullpass.memories
                            where user_id = $1 and writer <> 'offline')
@@ -142,7 +142,7 @@ async def _would_replace_a_models(work: Pass) -> bool:
 
 async def _samples(work: Pass) -> str:
     """Return the person's own words from their richest conversations, spread over time."""
-    rows = await work.pool.fetch(
+    rows = await work.fetch(
         """
         with spread as (
             select source, conversation_id, created_at, own_characters,
@@ -168,8 +168,7 @@ async def _samples(work: Pass) -> str:
         work.job.user_id, work.medium, list(EVIDENCE_ROLES), _SAMPLES // 20,
     )  # fmt: skip
     return "\n".join(
-        f"[{row['created_at']:%Y-%m}] {one_line(row['words'])[:_SAMPLE_CHARACTERS]}"
-        for row in rows
+        f"[{row['created_at']:%Y-%m}] {one_line(row['words'])[:_SAMPLE_CHARACTERS]}" for row in rows
     )
 
 
@@ -183,9 +182,7 @@ def _read(reply: Reply) -> Sections:
     return {name: _section(name, given.get(name), keys) for name, keys in SECTIONS.items()}
 
 
-def _section(
-    name: str, given: object, keys: Mapping[str, type]
-) -> dict[str, str | list[str]]:
+def _section(name: str, given: object, keys: Mapping[str, type]) -> dict[str, str | list[str]]:
     if not isinstance(given, dict):
         raise UselessReply(f"the section {name} is missing")
     section: dict[str, str | list[str]] = {}

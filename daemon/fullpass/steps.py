@@ -114,7 +114,7 @@ async def _cost(work: Pass) -> dict[str, Any]:
 
 
 async def _export_account(work: Pass) -> dict[str, Any]:
-    account = await work.pool.fetchval(
+    account = await work.fetchval(
         "select ingest from fullpass.passes where job_id = $1", work.job.id
     )
     loaded: dict[str, Any] = json.loads(account) if account else {}
@@ -132,7 +132,7 @@ def _coverage_account(coverage: Coverage) -> dict[str, Any]:
 
 async def _rejected(work: Pass) -> dict[str, int]:
     """Count the reported facts that were not believed, by reason."""
-    rows = await work.pool.fetch(
+    rows = await work.fetch(
         """
         select rejected, count(*) as facts from fullpass.extracted_facts
         where user_id = $1 and source = $2 and rejected is not null

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from daemon.errors import LeaseLost
 from daemon.export.conversation import EVIDENCE_ROLES
 from daemon.fullpass.chunks import CHUNKING_VERSION
 from daemon.llm.request import NumberedMessage
@@ -171,7 +172,7 @@ def _packed(chunks: list[tuple[str, int]], room: int) -> list[tuple[list[str], i
 
 async def planned(work: Pass, *, after: int, limit: int) -> list[int]:
     """Return the next planned windows' ids after one, in order."""
-    rows = await work.pool.fetch(
+    rows = await work.fetch(
         """
         select id from fullpass.windows
         where user_id = $1 and source = $2 and state = 'planned' and id > $3
@@ -184,13 +185,14 @@ async def planned(work: Pass, *, after: int, limit: int) -> list[int]:
 
 async def load(work: Pass, window_id: int) -> Window:
     """Load one window with the messages it shows, numbered from 1 in reading order."""
-    row = await work.pool.fetchrow(
+    row = await work.fetchrow(
         "select content_hashes, token_count, first_ordinal, last_ordinal "
         "from fullpass.windows where id = $1",
         window_id,
     )
-    assert row is not None  # windows are never deleted while their job holds the lease
-    found = await work.pool.fetch(
+    if row is None:  # its person was erased meanwhile
+        raise LeaseLost(f"window {window_id} is gone")
+    found = await work.fetch(
         """
         select c.content_hash, c.id, c.conversation_id, c.content, c.created_at, k.dated,
                m.ordinal, m.message_id, m.role, m.at, m.start, m.stop

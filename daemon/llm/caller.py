@@ -75,9 +75,7 @@ class Caller:
         """Whether no model is behind this: nothing is paid, so nothing is recorded."""
         return self.provider.name == "offline"
 
-    async def ask(
-        self, scope: Scope, request: Request, read: Callable[[Reply], T]
-    ) -> Answer[T]:
+    async def ask(self, scope: Scope, request: Request, read: Callable[[Reply], T]) -> Answer[T]:
         """Return what `read` makes of the model's reply.
 
         `read` raises UselessReply for a reply it can do nothing with; the same input is then put
@@ -113,8 +111,8 @@ class Caller:
             spent = (await self.ledger.spent(scope.job_id)).cost_usd
             if spent >= Decimal(str(scope.max_cost_usd)):
                 raise GiveUp(
-                    f"stopped at MAX_COST_USD_PER_JOB ({scope.max_cost_usd:g}): {spent:.4f} USD are "
-                    "spent; what is done is kept, raise the limit and retry to go on"
+                    f"stopped at MAX_COST_USD_PER_JOB ({scope.max_cost_usd:g}): {spent:.4f} USD "
+                    "are spent; what is done is kept, raise the limit and retry to go on"
                 )
         reply = await self._call(scope, request)
         self.limiter.seen(len(request.text) + len(request.system) + len(reply.text))
@@ -162,7 +160,10 @@ class Caller:
                         seconds=min(900.0, max(pause, 30.0)),
                     ) from error
                 _log.warning(
-                    "llm.retrying", purpose=request.purpose, attempt=attempt, error=str(error),
+                    "llm.retrying",
+                    purpose=request.purpose,
+                    attempt=attempt,
+                    error=str(error),
                     pause_seconds=round(pause, 1),
                 )
                 await self._pause(scope, pause)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from daemon.database import database_errors
@@ -14,6 +13,7 @@ from daemon.llm.request import Reply, Request, Usage
 from daemon.logs import get_logger
 
 if TYPE_CHECKING:
+    from decimal import Decimal
     from uuid import UUID
 
     from daemon.database import Pool
@@ -156,5 +156,5 @@ class Ledger:
                 """,
                 job_id,
             )
-        assert row is not None  # an aggregate always answers
-        return Spent(**dict(row))
+        # An aggregate always answers with one row.
+        return Spent(**dict(row or {}))

@@ -182,8 +182,7 @@ def _day(text: str, at: datetime | None) -> date | None:
 
 def _sections(facts: tuple[NumberedFact, ...]) -> dict[str, object]:
     """Fill what facts say outright, newest first; everything else stays unknown."""
-    oldest = datetime.min.replace(tzinfo=UTC)
-    newest = sorted(facts, key=lambda fact: fact.observed_at or oldest, reverse=True)
+    newest = sorted(facts, key=lambda fact: str(fact.observed_at or ""), reverse=True)
     said = [f"{fact.category}: {fact.statement}" for fact in newest]
     answer: dict[str, object] = {}
     for row in _SECTIONS.splitlines():

@@ -49,9 +49,7 @@ class AnthropicProvider:
         import anthropic  # noqa: PLC0415 - 50 MB and a second: only where calls are made
 
         self._sdk = anthropic
-        self._client = anthropic.AsyncAnthropic(
-            api_key=api_key, base_url=base_url, max_retries=0
-        )
+        self._client = anthropic.AsyncAnthropic(api_key=api_key, base_url=base_url, max_retries=0)
 
     async def call(self, request: Request) -> Reply:
         """Make one call; see Provider.call."""
@@ -147,7 +145,8 @@ def _speaks_of_money(error: anthropic.APIStatusError, said: str) -> bool:
     """Whether a 400 is about a spend limit, which the API reports so (FACTS section 2)."""
     body = error.body
     inner = body.get("error") if isinstance(body, dict) else None
-    code = str(inner.get("error_code") or inner.get("code") or "") if isinstance(inner, dict) else ""
+    details = inner if isinstance(inner, dict) else {}
+    code = str(details.get("error_code") or details.get("code") or "")
     text = f"{code} {said}".lower()
     return any(word in text for word in ("spend", "billing", "credit balance", "usage limit"))
 

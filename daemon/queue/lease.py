@@ -65,7 +65,7 @@ class Lease:
         self._ended = self._ended or LeaseLost(f"the lease on job {self.job_id} is lost")
 
     def cancel(self) -> None:
-        """Cancellation was asked for: end the work and keep what is saved."""
+        """End the work because cancellation was asked for; what is saved stays."""
         self._ended = self._ended or Cancelled(f"job {self.job_id} was cancelled")
 
     def drain(self) -> None:
@@ -100,14 +100,16 @@ class Lease:
             raise self._ended
         sent_at = clock()
         with database_errors():
-            async with self._pool.acquire(timeout=self.lease_seconds / 2) as connection:
-                async with connection.transaction():
-                    await connection.execute(
-                        "select fullpass.hold($1, $2, $3)",
-                        self.job_id,
-                        self.epoch,
-                        self.lease_seconds,
-                    )
-                    yield connection  # type: ignore[misc]
+            async with (
+                self._pool.acquire(timeout=self.lease_seconds / 2) as connection,
+                connection.transaction(),
+            ):
+                await connection.execute(
+                    "select fullpass.hold($1, $2, $3)",
+                    self.job_id,
+                    self.epoch,
+                    self.lease_seconds,
+                )
+                yield connection  # type: ignore[misc]
         self.renewed(sent_at)
         self.last_progress = clock()

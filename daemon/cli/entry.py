@@ -1,0 +1,63 @@
+"""From a command's end to an exit code: 0 done, 1 failed, 2 bad usage or settings.
+
+Promises that whatever goes wrong is one clear line on stderr, masked (promise 11), and that a
+traceback is seen only by those who ask for it (`--debug`, LOG_LEVEL=DEBUG).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+import click
+
+from daemon.cli.commands import fullpass
+from daemon.errors import FullpassError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DONE, FAILED, BAD_USAGE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; `arguments` default to those of the process."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = fullpass.main(given, prog_name="fullpass", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        return FAILED
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): nothing is left to be said, not even by the
+        # interpreter's own flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:  # noqa: BLE001 - the last stop of every error: told, never swallowed
+        return _told(error, debug="--debug" in given or _debugging())
+    return code if isinstance(code, int) else DONE
+
+
+def _told(error: Exception, *, debug: bool) -> int:
+    """Say what happened in a line and return the exit code."""
+    from daemon.logs import masked  # structlog: not for commands that succeed
+
+    if debug:
+        click.echo(masked("".join(traceback.format_exception(error))), err=True)
+    if isinstance(error, FullpassError):
+        first, *more = masked(str(error)).splitlines() or [type(error).__name__]
+        click.echo("\n  ".join([f"error: {first}", *more]), err=True)
+        return BAD_USAGE if isinstance(error, UsageError) else FAILED
+    said = masked(str(error)).strip().partition("\n")[0]
+    hint = "" if debug else " (--debug shows where)"
+    click.echo(f"error: unexpected {type(error).__name__}: {said}{hint}", err=True)
+    return FAILED
+
+
+def _debugging() -> bool:
+    return os.environ.get("LOG_LEVEL", "").strip().upper() == "DEBUG"

@@ -1,0 +1,91 @@
+"""`fullpass worker`: the daemon, and with --once one round of it with an account."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import daemon
+from daemon.cli.target import connection_to, database_url, require_schema, settings_and_logs
+from daemon.errors import TryAgain
+from daemon.logs import get_logger
+from daemon.ops.status import due_jobs
+from daemon.worker import Worker
+
+if TYPE_CHECKING:
+    from daemon.worker import Tally
+
+_log = get_logger()
+_LONGEST_PAUSE_SECONDS = 30.0
+
+
+def run_worker(*, once: bool, as_json: bool) -> int:
+    """Serve until told to stop; with `once`, until nothing is due. Return the exit code."""
+    settings = settings_and_logs()
+    url = database_url(settings)
+    import_everything()
+    worker = Worker(settings, url)
+    tally, still_due = asyncio.run(_serve(worker, url, once=once))
+    if not once:
+        return 0
+    account = _account(tally, still_due)
+    click.echo(json.dumps(account, ensure_ascii=False) if as_json else _table(account))
+    return 1 if account["failed"] or account["left"] else 0
+
+
+def import_everything() -> None:
+    """Import every module now: a deploy that lacks one must fail before it claims a job."""
+    for module in pkgutil.walk_packages(daemon.__path__, "daemon."):
+        importlib.import_module(module.name)
+
+
+async def _serve(worker: Worker, url: str, *, once: bool) -> tuple[Tally, list[dict[str, Any]]]:
+    await _schema_ready(url, patient=not once)
+    tally = await worker.run(once=once)
+    if not once:
+        return tally, []
+    async with connection_to(url) as connection:
+        return tally, await due_jobs(connection)
+
+
+async def _schema_ready(url: str, *, patient: bool) -> None:
+    """Require the schema; a daemon waits for a database that is not up yet, `--once` does not."""
+    pause = 0.5
+    while True:
+        try:
+            await require_schema(url)
+        except TryAgain as error:
+            if not patient or not str(error).endswith("check DATABASE_URL and the server"):
+                raise
+            _log.warning("worker.waiting", waits_for=str(error), seconds=pause)
+            await asyncio.sleep(pause)
+            pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause)
+        else:
+            return
+
+
+def _account(tally: Tally, still_due: list[dict[str, Any]]) -> dict[str, Any]:
+    """Put together what became of each job; `left` has those that are pending or due."""
+    ended = {*tally.completed, *tally.failed}
+    left = {str(i): why for i, why in tally.left.items() if i not in ended}
+    for job in still_due:
+        left.setdefault(job["id"], job["why"])
+    return {
+        "completed": [str(i) for i in tally.completed],
+        "failed": {str(i): why for i, why in tally.failed.items()},
+        "left": left,
+    }
+
+
+def _table(account: dict[str, Any]) -> str:
+    rows = [("completed", job, "") for job in account["completed"]]
+    rows += [("failed", job, why) for job, why in account["failed"].items()]
+    rows += [("left", job, why) for job, why in account["left"].items()]
+    lines = [f"{state:<10} {job}  {why}".rstrip() for state, job, why in rows]
+    counts = ", ".join(f"{len(account[name])} {name}" for name in ("completed", "failed", "left"))
+    return "\n".join([*lines, counts if rows else "nothing was due"])

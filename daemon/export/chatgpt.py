@@ -1,0 +1,432 @@
+"""ChatGPT's shape of a conversation, from 2023 to the sharded exports of 2026.
+
+Owns the way from one exported object to visible messages along the active path, and the two things
+exports repeat in every conversation: custom instructions and saved memories, which come out once
+per distinct text. Promises to drop nothing without counting it and to fail on no shape at all;
+what each content type becomes is the table in docs/formats.md.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from daemon.export.conversation import Conversation, Message
+from daemon.export.values import (
+    DecodeError,
+    clean,
+    decode_tolerantly,
+    fold,
+    identifier,
+    list_of,
+    mapping_of,
+    short_hash,
+    time_of,
+    title_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from daemon.export.conversation import ReadReport, Role
+
+# Only what is read is typed, and each leaf is Any: msgspec then skips the bulk of a node's metadata
+# without building it, and a wrong type in a leaf is no error.
+
+
+class _Author(msgspec.Struct):
+    role: Any = None
+    name: Any = None
+
+
+class _Metadata(msgspec.Struct):
+    is_visually_hidden_from_conversation: Any = None
+    is_user_system_message: Any = None
+    user_context_message_data: Any = None
+
+
+class _Message(msgspec.Struct):
+    id: Any = None
+    author: _Author | None = None
+    create_time: Any = None
+    content: Any = None
+    weight: Any = None
+    recipient: Any = None
+    metadata: _Metadata | None = None
+
+
+class _Node(msgspec.Struct):
+    parent: Any = None
+    children: Any = None
+    message: _Message | None = None
+
+
+class _Export(msgspec.Struct):
+    id: Any = None
+    conversation_id: Any = None
+    title: Any = None
+    create_time: Any = None
+    update_time: Any = None
+    mapping: dict[str, _Node | None] | None = None
+    current_node: Any = None
+    is_do_not_remember: Any = None
+    is_temporary_chat: Any = None
+    memory_scope: Any = None
+
+
+_decoder = msgspec.json.Decoder(_Export)
+
+_TOOL_TRAFFIC = frozenset(
+    {
+        "code",
+        "execution_output",
+        "tether_browsing_display",
+        "tether_browsing_code",
+        "thoughts",
+        "reasoning_recap",
+        "system_error",
+    }
+)
+_AUTHORS: dict[str, Role | None] = {
+    "user": "user",
+    "assistant": "assistant",
+    "system": None,
+    "tool": None,
+}
+_PLAIN = frozenset({"text", "multimodal_text"})
+_THIRD_PARTY = frozenset({"tether_quote", "sonic_webpage"})
+_CONTEXT = frozenset({"user_editable_context", "model_editable_context"})
+
+# Scopes seen in exports are global_enabled and project-only ones: in both the app itself remembers.
+# Only a scope that says in so many words that memory is off counts as "do not remember".
+_MEMORY_OFF = re.compile(r"(?:^|_)(?:off|none|disabled|no_memory|do_not_remember|forget)(?:_|$)")
+
+_CITATION = re.compile(r"【[^【】\n]{0,200}†[^【】\n]{0,400}】")
+_PRIVATE_SPAN = re.compile("\ue200[^\ue200\ue201]*\ue201")
+_PRIVATE_USE = re.compile("[\ue000-\uf8ff]+")
+
+_FENCED = re.compile(r"```(.*?)```", re.DOTALL)
+_NUMBERED = re.compile(r"^\s*\d+\.\s+(?:\[(\d{4}-\d\d-\d\d)\]\.?\s*)?")
+_BIO_RECEIPT = "model set context updated."
+
+
+def decode(raw: memoryview) -> _Export:
+    """Read one exported object from its JSON; raises DecodeError."""
+    try:
+        return _decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        value = decode_tolerantly(raw)
+    if not isinstance(value, dict):
+        raise DecodeError("not an object")
+    return from_plain(value)
+
+
+def from_plain(value: dict[str, Any]) -> _Export:
+    """Do the same from plain objects of any shape; what has the wrong type is left out."""
+    export = _Export(**{key: value.get(key) for key in _Export.__struct_fields__})
+    nodes = mapping_of(value.get("mapping"))
+    export.mapping = {str(key): _node(node) for key, node in nodes.items()}
+    return export
+
+
+def _node(value: object) -> _Node | None:
+    if not isinstance(value, dict):
+        return None
+    node = _Node(parent=value.get("parent"), children=value.get("children"))
+    raw = value.get("message")
+    if isinstance(raw, dict):
+        message = _Message(**{key: raw.get(key) for key in _Message.__struct_fields__})
+        author, metadata = mapping_of(raw.get("author")), mapping_of(raw.get("metadata"))
+        message.author = _Author(role=author.get("role"), name=author.get("name"))
+        message.metadata = _Metadata(
+            **{key: metadata.get(key) for key in _Metadata.__struct_fields__}
+        )
+        node.message = message
+    return node
+
+
+def is_chatgpt(value: dict[str, Any]) -> bool:
+    """Whether a decoded object looks like a conversation of this shape."""
+    if "mapping" in value or "current_node" in value:
+        return True
+    return "conversation_id" in value or ("create_time" in value and "title" in value)
+
+
+class ChatGPTReader:
+    """Turns exported objects into conversations; remembers which shared texts it has yielded."""
+
+    def __init__(self, report: ReadReport) -> None:
+        self._report = report
+        self._seen_context: set[str] = set()
+
+    def read_object(self, raw: memoryview, place: str) -> Iterator[Conversation]:
+        """Yield what one exported object holds; raises DecodeError."""
+        yield from self._read(decode(raw), place)
+
+    def _read(self, export: _Export, place: str) -> Iterator[Conversation]:
+        """Yield what the object holds: shared texts met for the first time, then the conversation.
+
+        Yields nothing at all where the person asked not to be remembered.
+        """
+        if self._forgotten(export):
+            self._report.forgotten += 1
+            return
+        messages: list[Message] = []
+        context: list[Message] = []
+        for key, raw in self._path(export, place):
+            for message in self._messages(key, raw):
+                (context if message.role == "instructions" or not message.id else messages).append(
+                    message
+                )
+        created, updated = time_of(export.create_time), time_of(export.update_time)
+        for message in context:
+            entry = self._context_entry(message, created, place)
+            if entry is not None:
+                yield entry
+        if not messages:
+            self._report.empty += not context
+            return
+        own_id = identifier(export.id) or identifier(export.conversation_id)
+        if not own_id:
+            own_id = short_hash("chatgpt", export.create_time, messages[0].id, messages[0].text)
+        yield Conversation(
+            source="chatgpt",
+            id=own_id,
+            title=title_of(export.title),
+            messages=tuple(messages),
+            created_at=created,
+            updated_at=updated,
+            place=place,
+        )
+
+    @staticmethod
+    def _forgotten(export: _Export) -> bool:
+        if export.is_do_not_remember is True or export.is_temporary_chat is True:
+            return True
+        scope = export.memory_scope
+        return isinstance(scope, str) and _MEMORY_OFF.search(scope.casefold()) is not None
+
+    # --- the active path
+
+    def _path(self, export: _Export, place: str) -> list[tuple[str, _Message]]:
+        """List the messages from the root to the current node, in reading order."""
+        nodes = {key: node for key, node in (export.mapping or {}).items() if node is not None}
+        parents: dict[str, str] = {}
+        for key, node in nodes.items():
+            for child in list_of(node.children):
+                if isinstance(child, str) and child in nodes and child != key:
+                    parents.setdefault(child, key)
+        for key, node in nodes.items():
+            if isinstance(node.parent, str) and node.parent in nodes:
+                parents[key] = node.parent
+        if not parents:
+            return self._unlinked(nodes)
+        current = export.current_node
+        if isinstance(current, str) and current in nodes:
+            path = self._climb(current, nodes, parents, place)
+            if path:
+                return path
+        inner = set(parents.values())
+        leaves = [key for key in nodes if key not in inner] or list(nodes)
+        leaf = max(leaves, key=lambda key: _moment(nodes[key]))
+        return self._climb(leaf, nodes, parents, place)
+
+    def _climb(
+        self, leaf: str, nodes: dict[str, _Node], parents: dict[str, str], place: str
+    ) -> list[tuple[str, _Message]]:
+        path: list[tuple[str, _Message]] = []
+        visited: set[str] = set()
+        key: str | None = leaf
+        while key is not None:
+            if key in visited:
+                self._report.damage(place, "its messages form a loop; read once around")
+                break
+            visited.add(key)
+            message = nodes[key].message
+            if message is not None:
+                path.append((key, message))
+            key = parents.get(key)
+        path.reverse()
+        return path
+
+    @staticmethod
+    def _unlinked(nodes: dict[str, _Node]) -> list[tuple[str, _Message]]:
+        """Order nodes written without links: by time, and as in the file where equal."""
+        path = [(key, node.message) for key, node in nodes.items() if node.message is not None]
+        latest = 0.0
+        order = []
+        for key, message in path:
+            at = time_of(message.create_time)
+            latest = at.timestamp() if at is not None else latest
+            order.append((latest, key, message))
+        order.sort(key=lambda entry: entry[0])
+        return [(key, message) for _, key, message in order]
+
+    # --- one message
+
+    def _messages(self, key: str, raw: _Message) -> Iterator[Message]:
+        """Yield what one exported message says; entries of the shared context carry no id."""
+        author = raw.author or _Author()
+        role, name, recipient = clean(author.role), clean(author.name), raw.recipient
+        recipient = recipient if isinstance(recipient, str) else None
+        metadata = raw.metadata or _Metadata()
+        content = raw.content
+        if isinstance(content, str):
+            content = {"content_type": "text", "parts": [content]}
+        content = mapping_of(content)
+        kind = content.get("content_type")
+        kind = kind if isinstance(kind, str) else ("text" if "parts" in content else "")
+        at = time_of(raw.create_time)
+        if kind in _CONTEXT or (role == "system" and metadata.is_user_system_message):
+            yield from self._context(kind, content, metadata)
+            return
+        message_id = identifier(raw.id) or key
+        if recipient == "bio" or name == "bio":
+            text = _any_text(content)
+            if text and fold(text) != _BIO_RECEIPT:
+                yield Message(id=message_id, role="memory", text=text, at=at)
+            return
+        if kind not in _PLAIN | _THIRD_PARTY | _TOOL_TRAFFIC and content:
+            self._report.unknown(clean(kind))
+        if role not in _AUTHORS:
+            # Nobody's words as far as the file says: kept to be read, never to rest a fact on.
+            self._report.unknown(f"author {role or 'missing'}")
+        if (
+            metadata.is_visually_hidden_from_conversation is True
+            or raw.weight == 0
+            or role in {"system", "tool"}
+            or (role == "assistant" and recipient not in {None, "all"})
+            or kind in _TOOL_TRAFFIC
+        ):
+            return
+        speaker: Role = _AUTHORS.get(role) or "quote"
+        if kind in _PLAIN:
+            text = _parts_text(content)
+        elif kind in _THIRD_PARTY:
+            speaker = "quote"
+            text = _joined(content, ("title", "url", "text"))
+        else:
+            text = _any_text(content)
+        text = strip_citations(text).strip()
+        if text:
+            yield Message(id=message_id, role=speaker, text=text, at=at)
+
+    def _context(
+        self, kind: str, content: dict[str, Any], metadata: _Metadata
+    ) -> Iterator[Message]:
+        """Yield custom instructions as one text, saved memories one by one; none has an id."""
+        if kind == "model_editable_context":
+            for text, at in _memories(clean(content.get("model_set_context"))):
+                yield Message(id="", role="memory", text=text, at=at)
+            return
+        typed = mapping_of(metadata.user_context_message_data)
+        texts = [clean(value).strip() for value in typed.values()]
+        if not any(texts):
+            written = (clean(content.get(key)) for key in ("user_profile", "user_instructions"))
+            texts = [_unwrapped(text) for text in written]
+        if not any(texts):
+            texts = [_parts_text(content).strip()]
+        text = "\n\n".join(text for text in texts if text)
+        if text:
+            yield Message(id="", role="instructions", text=text)
+
+    def _context_entry(
+        self, message: Message, met_at: datetime | None, place: str
+    ) -> Conversation | None:
+        entry_id = f"{message.role}:{short_hash(fold(message.text))}"
+        if entry_id in self._seen_context:
+            return None
+        self._seen_context.add(entry_id)
+        title = "Custom instructions" if message.role == "instructions" else "Saved memory"
+        return Conversation(
+            source="chatgpt",
+            id=entry_id,
+            title=title,
+            messages=(Message(entry_id, message.role, message.text, message.at),),
+            created_at=message.at or met_at,
+            place=place,
+        )
+
+
+def _moment(node: _Node) -> float:
+    at = time_of(node.message.create_time) if node.message is not None else None
+    return at.timestamp() if at is not None else 0.0
+
+
+def _parts_text(content: dict[str, Any]) -> str:
+    """Join the parts of a message: what was typed or said, and a marker for the rest."""
+    parts = content.get("parts")
+    if isinstance(parts, str):
+        return clean(parts)
+    if not isinstance(parts, list):
+        return clean(content.get("text"))
+    texts: list[str] = []
+    spoken = any(isinstance(part, dict) and clean(part.get("text")).strip() for part in parts)
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(clean(part))
+        elif isinstance(part, dict):
+            kind = clean(part.get("content_type"))
+            if text := clean(part.get("text")).strip():
+                texts.append(text)
+            elif "image" in kind:
+                texts.append("[image]")
+            elif "audio" in kind or "video" in kind:
+                if not spoken:
+                    texts.append("[audio]")
+            else:
+                texts.append("[attachment]")
+    return "\n".join(text for text in texts if text.strip())
+
+
+def _any_text(content: dict[str, Any]) -> str:
+    """Find whatever text a content of unknown type holds in the usual places."""
+    text = _parts_text(content)
+    return text.strip() or _joined(content, ("title", "text", "content", "result", "summary"))
+
+
+def _joined(content: dict[str, Any], keys: tuple[str, ...]) -> str:
+    return "\n".join(text for key in keys if (text := clean(content.get(key)).strip()))
+
+
+def _unwrapped(text: str) -> str:
+    """Take custom instructions out of the sentence and the fence the app writes around them."""
+    fenced = _FENCED.search(text)
+    return (fenced.group(1) if fenced is not None else text).strip()
+
+
+def _memories(text: str) -> Iterator[tuple[str, datetime | None]]:
+    """Yield the entries of `model_set_context`: numbered and dated, or a line each.
+
+    `1. [2024-12-10]. Prefers tea.` An entry may go on over several lines.
+    """
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("# ")]
+    numbered = any(_NUMBERED.match(line) for line in lines)
+    entry: list[str] = []
+    at: datetime | None = None
+    for line in lines:
+        start = _NUMBERED.match(line) if numbered else None
+        if (start is not None or not numbered) and entry:
+            yield "\n".join(entry), at
+            entry, at = [], None
+        if start is not None:
+            at = time_of(start.group(1))
+            line = line[start.end() :]  # noqa: PLW2901 - the entry begins after its number
+        if stripped := line.strip():
+            entry.append(stripped)
+    if entry:
+        yield "\n".join(entry), at
+
+
+def strip_citations(text: str) -> str:
+    """Remove the marks that only the app's own page can resolve."""
+    if "†" in text:
+        text = _CITATION.sub("", text)
+    if not text.isascii():
+        if "\ue200" in text:
+            text = _PRIVATE_SPAN.sub("", text)
+        text = _PRIVATE_USE.sub("", text)
+    return text

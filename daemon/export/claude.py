@@ -1,0 +1,198 @@
+"""Claude's shape of a conversation, with the memory it keeps of the person beside it.
+
+Owns blocks, attachments and branches, and `memories.json`. Pasted long text lives in an attachment
+and comes out as a `quote`: it may be anybody's words, so no fact may rest on it alone (promise 12).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from daemon.export.conversation import Conversation, Message
+from daemon.export.values import (
+    DecodeError,
+    clean,
+    decode,
+    fold,
+    identifier,
+    list_of,
+    mapping_of,
+    short_hash,
+    time_of,
+    title_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from daemon.export.conversation import ReadReport, Role
+
+_ROLES: dict[str, Role] = {"human": "user", "user": "user", "assistant": "assistant"}
+_NOT_SPOKEN = frozenset(
+    {
+        "thinking",
+        "redacted_thinking",
+        "tool_use",
+        "tool_result",
+        "server_tool_use",
+        "web_search_tool_result",
+        "token_budget",
+        "flag",
+        "image",
+        "document",
+    }
+)
+
+
+def is_claude(value: dict[str, Any]) -> bool:
+    """Say whether a decoded object is a conversation, memories or a project of Claude's."""
+    return "chat_messages" in value or is_memories(value) or ("uuid" in value and "name" in value)
+
+
+def is_memories(value: dict[str, Any]) -> bool:
+    """Say whether a decoded object is Claude's memory of the person."""
+    return "conversations_memory" in value or "project_memories" in value
+
+
+class ClaudeReader:
+    """Turns exported objects into conversations; remembers which memories it has yielded."""
+
+    def __init__(self, report: ReadReport) -> None:
+        self._report = report
+        self._seen_memories: set[str] = set()
+
+    def read_object(self, raw: memoryview, place: str) -> Iterator[Conversation]:
+        """Yield what one exported object holds; raises DecodeError."""
+        value = decode(raw)
+        if not isinstance(value, dict):
+            raise DecodeError("not an object")
+        if is_memories(value):
+            yield from self._memories(value, place)
+        elif "chat_messages" not in value and ("docs" in value or "prompt_template" in value):
+            self._report.ignore("project documents")
+        else:
+            yield from self._conversation(value, place)
+
+    def _memories(self, value: dict[str, Any], place: str) -> Iterator[Conversation]:
+        texts = [("Claude's memory", value.get("conversations_memory"))]
+        texts += [
+            ("Claude's memory of a project", text)
+            for text in mapping_of(value.get("project_memories")).values()
+        ]
+        at = time_of(value.get("updated_at")) or time_of(value.get("created_at"))
+        for title, raw in texts:
+            text = clean(raw).strip()
+            entry_id = f"memory:{short_hash(fold(text))}"
+            if not text or entry_id in self._seen_memories:
+                continue
+            self._seen_memories.add(entry_id)
+            yield Conversation(
+                source="claude",
+                id=entry_id,
+                title=title,
+                messages=(Message(entry_id, "memory", text, at),),
+                created_at=at,
+                place=place,
+            )
+
+    def _conversation(self, value: dict[str, Any], place: str) -> Iterator[Conversation]:
+        exported = [m for m in list_of(value.get("chat_messages")) if isinstance(m, dict)]
+        own_id = identifier(value.get("uuid"))
+        messages: list[Message] = []
+        for raw in self._path(exported, identifier(value.get("current_leaf_message_uuid")), place):
+            messages += self._messages(raw, own_id, len(messages))
+        if not messages:
+            self._report.empty += 1
+            return
+        if not own_id:
+            own_id = short_hash("claude", value.get("created_at"), messages[0].text)
+        yield Conversation(
+            source="claude",
+            id=own_id,
+            title=title_of(value.get("name")),
+            messages=tuple(messages),
+            created_at=time_of(value.get("created_at")),
+            updated_at=time_of(value.get("updated_at")),
+            place=place,
+        )
+
+    def _path(
+        self, exported: list[dict[str, Any]], current: str, place: str
+    ) -> list[dict[str, Any]]:
+        """List the messages of the latest branch, in reading order.
+
+        Older exports name no parents, and older messages of a newer one neither: such a message
+        follows the one before it in the file.
+        """
+        keys = [identifier(m.get("uuid")) or f"#{index}" for index, m in enumerate(exported)]
+        known = {key: index for index, key in enumerate(keys)}
+        named = [identifier(m.get("parent_message_uuid")) for m in exported]
+        if not any(parent in known for parent in named):
+            return exported
+        parents: list[int | None] = []
+        for index, parent in enumerate(named):
+            if parent:
+                parents.append(known.get(parent))
+            else:
+                parents.append(index - 1 if index else None)
+        at: int | None = known.get(current)
+        if at is None:
+            inner = set(parents)
+            leaves = [i for i in range(len(exported)) if i not in inner] or [len(exported) - 1]
+            at = max(leaves, key=lambda i: (_moment(exported[i]), i))
+        path: list[dict[str, Any]] = []
+        visited: set[int] = set()
+        while at is not None:
+            if at in visited:
+                self._report.damage(place, "its messages form a loop; read once around")
+                break
+            visited.add(at)
+            path.append(exported[at])
+            at = parents[at]
+        path.reverse()
+        return path
+
+    def _messages(
+        self, raw: dict[str, Any], conversation_id: str, ordinal: int
+    ) -> Iterator[Message]:
+        role = _ROLES.get(clean(raw.get("sender")))
+        if role is None:
+            if raw.get("sender") is not None:
+                self._report.unknown(f"sender {clean(raw.get('sender'))}")
+            return
+        at = time_of(raw.get("created_at"))
+        text = self._text(raw)
+        message_id = identifier(raw.get("uuid"))
+        if not message_id:
+            message_id = f"{ordinal}-{short_hash(conversation_id, ordinal, text)}"
+        if text:
+            yield Message(message_id, role, text, at)
+        for index, attachment in enumerate(list_of(raw.get("attachments"))):
+            pasted = clean(mapping_of(attachment).get("extracted_content")).strip()
+            if pasted:
+                yield Message(f"{message_id}:attachment:{index}", "quote", pasted, at)
+
+    def _text(self, raw: dict[str, Any]) -> str:
+        """Join the text blocks.
+
+        The message's own `text` repeats them with the thinking mixed in: it counts only where there
+        are no blocks.
+        """
+        blocks = [block for block in list_of(raw.get("content")) if isinstance(block, dict)]
+        if not blocks:
+            content = raw.get("content")
+            return clean(content).strip() or clean(raw.get("text")).strip()
+        texts = []
+        for block in blocks:
+            kind = clean(block.get("type"))
+            if kind in _NOT_SPOKEN:
+                continue
+            if kind != "text":
+                self._report.unknown(kind)
+            texts.append(clean(block.get("text")).strip())
+        return "\n\n".join(text for text in texts if text)
+
+
+def _moment(raw: dict[str, Any]) -> float:
+    at = time_of(raw.get("created_at"))
+    return at.timestamp() if at is not None else 0.0

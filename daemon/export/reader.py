@@ -1,0 +1,350 @@
+"""From a file to conversations: sniffed, streamed, deduplicated, redacted, and accounted for.
+
+Owns the order of things and the account of them (`report`); bytes are archive.py's and scanner.py's
+affair, and each vendor's shape has a module of its own. Promises that memory stays bounded whatever
+the file's size (promise 7), that one broken conversation costs only itself and is named (promise 4),
+and that no credential leaves this room (promise 11). Plain and synchronous: it runs in a thread or
+a child process, and what it yields can be pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from daemon.errors import BadExport
+from daemon.export import gemini
+from daemon.export.archive import Archive, shown
+from daemon.export.chatgpt import ChatGPTReader, is_chatgpt
+from daemon.export.claude import ClaudeReader, is_claude
+from daemon.export.conversation import Conversation, Message, ReadReport
+from daemon.export.redact import redact
+from daemon.export.scanner import ObjectScanner
+from daemon.export.streams import Limits
+from daemon.export.values import DecodeError, decode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from daemon.export.archive import Member
+    from daemon.export.conversation import Source
+    from daemon.export.scanner import Span
+    from daemon.export.streams import ByteStream
+
+_CONTEXT_ROLES = frozenset({"instructions", "memory"})
+_KEY_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,30}")
+_ERROR_KEYS = ("message", "error", "detail", "error_description")
+_UPLOAD = "upload the zip that the chat app sent, or its conversations.json"
+
+
+class _ObjectReader(Protocol):
+    def read_object(self, raw: memoryview, place: str, /) -> Iterator[Conversation]: ...
+
+
+class ExportReader:
+    """Iterate over it once; `report` is true at every moment of the iteration.
+
+    `name` is what messages call the file (its storage path, say). `file_type` is what the app
+    believes the file to be; the content decides. Raises BadExport when nothing can be read.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        file_type: Literal["json", "zip"] | None = None,
+        name: str | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self._path = path
+        self._name = shown(name or path.name)
+        self._file_type = file_type
+        self._limits = limits or Limits()
+        self.report = ReadReport()
+        self._readers: dict[Source, _ObjectReader] = {
+            "chatgpt": ChatGPTReader(self.report),
+            "claude": ClaudeReader(self.report),
+            "gemini": gemini.GeminiReader(self.report),
+        }
+        self._latest: dict[int, float] = {}
+        self._archive: Archive | None = None
+        self._closed = True
+        self._met = 0
+        self._unrecognised: dict[str, int] = {}
+        self._error_body = ""
+
+    def __iter__(self) -> Iterator[Conversation]:
+        """Yield each conversation as it is met; a later, newer state of one may follow it."""
+        report = self.report
+        with Archive(self._path, self._name, self._limits) as archive:
+            self._archive = archive
+            report.members = [member.name for member in archive.members if member.name][:1000]
+            report.bytes_total = archive.bytes_total
+            for kind, count in archive.ignored.items():
+                report.ignore(kind, count)
+            for member_name, reason in archive.problems:
+                report.damage(shown(member_name) or self._base_name(), reason)
+            for member in archive.members:
+                yield from self._member(member)
+        report.bytes_read = report.bytes_total
+        if not report.conversations and not report.context_entries:
+            raise BadExport(self._why_nothing())
+        report.whole = self._closed and not report.damaged
+
+    # --- one member
+
+    def _member(self, member: Member) -> Iterator[Conversation]:
+        assert self._archive is not None  # noqa: S101 - for the type checker
+        stream = self._archive.stream(member)
+        place = shown(PurePosixPath(member.name).name) or self._base_name()
+        head = stream.read(4096)
+        text = _Rewound(head, stream)
+        try:
+            if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
+                yield from self._page(text, place)
+            else:
+                yield from self._json(text, place)
+        except BadExport as error:
+            raise BadExport(f"{self._name}: {place} {error}") from None
+        finally:
+            self._archive.done(stream)
+        if stream.problem:
+            self.report.damage(place, stream.problem)
+
+    def _json(self, text: _Rewound, place: str) -> Iterator[Conversation]:
+        report = self.report
+        scanner = ObjectScanner(text.read, object_bytes=self._limits.conversation_bytes)
+        lost = False
+        while (span := scanner.next_span()) is not None:
+            self._progress(text)
+            here = f"{place}, item {span.ordinal}"
+            if span.problem:
+                # A stretch that follows a broken object is the same damage, told once.
+                if not (lost and span.problem.startswith("bytes")):
+                    report.damage(here, span.problem)
+                self._met += span.problem != "a bare value, no object"
+                lost = True
+                continue
+            try:
+                found = self._object(scanner, span, here, lost=lost)
+            except DecodeError as error:
+                report.damage(here, str(error))
+                self._met += 1
+                scanner.reject(span)
+                lost = True
+                continue
+            if found is None:
+                continue
+            lost = False
+            self._met += 1
+            yield from self._finished(found)
+        if not scanner.closed:
+            self._closed = False
+            if not text.problem and not report.damaged:
+                report.damage(place, "the file is cut short; what came before the cut was read")
+
+    def _object(
+        self, scanner: ObjectScanner, span: Span, here: str, *, lost: bool
+    ) -> list[Conversation] | None:
+        """Read one object; None where it is no conversation, which is counted here."""
+        view = scanner.view(span)
+        try:
+            source = self.report.source
+            if source is None or (_MARKS[source] not in bytes(view[:65_536])):
+                value = decode(view)
+                recognised = recognise(value)
+                if recognised is None:
+                    self._no_conversation(value, here, lost=lost)
+                    return None
+                if source is not None and recognised != source:
+                    self.report.damage(here, f"a {recognised} conversation among {source} ones")
+                    return None
+                source = recognised
+            found = list(self._readers[source].read_object(view, here))
+        finally:
+            view.release()
+        self.report.source = source
+        scanner.learn(span)
+        return found
+
+    def _page(self, text: _Rewound, place: str) -> Iterator[Conversation]:
+        """Read a Takeout page of activity cells."""
+        reader = self._readers["gemini"]
+        assert isinstance(reader, gemini.GeminiReader)  # noqa: S101 - for the type checker
+        if self.report.source is None:
+            self.report.source = "gemini"
+        cells = gemini.cells(text.read, cell_bytes=self._limits.conversation_bytes)
+        for ordinal, (cell, problem) in enumerate(cells, start=1):
+            self._progress(text)
+            here = f"{place}, item {ordinal}"
+            if problem:
+                self.report.damage(here, problem)
+            else:
+                self._met += 1
+                yield from self._finished(list(reader.read_cell(cell, here)))
+
+    # --- one conversation
+
+    def _finished(self, found: list[Conversation]) -> Iterator[Conversation]:
+        """Redact, make message ids unique, drop what was met in a newer state, and count."""
+        report = self.report
+        for conversation in found:
+            is_context = conversation.messages[0].role in _CONTEXT_ROLES and (
+                conversation.id == conversation.messages[0].id
+            )
+            first = True
+            if not is_context:
+                key = int.from_bytes(blake2b(conversation.id.encode(), digest_size=8).digest())
+                updated = conversation.updated_at
+                at = updated.timestamp() if updated is not None else 0.0
+                known = self._latest.get(key)
+                first = known is None
+                if known is not None:
+                    report.duplicates += 1
+                    if at <= known:
+                        continue
+                self._latest[key] = at
+            redacted = self._redacted(conversation)
+            if is_context:
+                report.context_entries += 1
+            else:
+                report.conversations += first
+                report.messages += len(redacted.messages)
+            yield redacted
+
+    def _redacted(self, conversation: Conversation) -> Conversation:
+        title, count = redact(conversation.title)
+        messages: list[Message] = []
+        ids: set[str] = set()
+        for message in conversation.messages:
+            text, hits = redact(message.text)
+            count += hits
+            own_id = message.id
+            while own_id in ids:
+                own_id = f"{message.id}#{len(messages)}"
+                if own_id in ids:
+                    own_id += "'"
+                message = replace(message, id=own_id)  # noqa: PLW2901 - the same message, told apart
+            ids.add(own_id)
+            messages.append(replace(message, text=text) if hits else message)
+        self.report.redacted += count
+        return replace(conversation, title=title, messages=tuple(messages))
+
+    # --- accounts
+
+    def _base_name(self) -> str:
+        return PurePosixPath(self._name).name or self._name
+
+    def _progress(self, text: _Rewound) -> None:
+        if self._archive is not None:
+            self.report.bytes_read = self._archive.bytes_read(text.stream)
+
+    def _no_conversation(self, value: Any, here: str, *, lost: bool) -> None:
+        """Count an object that is no conversation of any known shape."""
+        keys = [str(key) for key in value] if isinstance(value, dict) else []
+        if isinstance(value, dict) and not value:
+            self._met += 1
+            self.report.empty += 1
+            return
+        if not self._error_body and isinstance(value, dict):
+            self._error_body = _error_text(value)
+        named = ", ".join([key for key in keys if _KEY_NAME.fullmatch(key)][:5]) or "none"
+        if len(self._unrecognised) < 5:
+            self._unrecognised[named] = self._unrecognised.get(named, 0) + 1
+        if not lost:
+            self.report.damage(here, f"no conversation (its keys: {named})")
+
+    def _why_nothing(self) -> str:
+        """Say in one line why not one conversation came out."""
+        report, name = self.report, self._name
+        reader = self._readers["gemini"]
+        assert isinstance(reader, gemini.GeminiReader)  # noqa: S101 - for the type checker
+        if others := reader.other_products:
+            held = ", ".join(sorted(others, key=lambda product: (-others[product], product))[:5])
+            return (
+                f"{name}: the Takeout file holds {held} activity but no Gemini prompts; export "
+                "My Activity for Gemini Apps"
+            )
+        if self._unrecognised and not self._met:
+            if self._error_body:
+                return (
+                    f"{name}: this is an error answer, not an export ({self._error_body}); "
+                    "download the export again"
+                )
+            keys = next(iter(self._unrecognised))
+            return f"{name}: JSON, but no chat export (its objects have the keys {keys}); {_UPLOAD}"
+        if self._met and report.damaged:
+            return (
+                f"{name}: no conversation could be read; {report.damaged} damaged, first "
+                f"{report.damages[0]}; download the export and upload it again"
+            )
+        if report.empty or report.forgotten:
+            parts = [
+                f"{report.empty} without a visible message" if report.empty else "",
+                f"{report.forgotten} marked not to be remembered" if report.forgotten else "",
+            ]
+            held = " and ".join(part for part in parts if part)
+            return f"{name}: nothing to read in this export: {held}; export again after chatting"
+        if report.damaged:
+            return (
+                f"{name}: nothing could be read ({report.damages[0]}); download the export and "
+                "upload it again"
+            )
+        return f"{name}: the export holds no conversations; {_UPLOAD}"
+
+
+class _Rewound:
+    """A stream whose first bytes were looked at and come again."""
+
+    def __init__(self, head: bytes, stream: ByteStream) -> None:
+        self._head = head
+        self.stream = stream
+
+    @property
+    def problem(self) -> str:
+        return self.stream.problem
+
+    def read(self, size: int) -> bytes:
+        if self._head:
+            head, self._head = self._head, b""
+            return head
+        return self.stream.read(size)
+
+
+# Once the source is known, an object with this mark near its start needs no second decoding.
+_MARKS: dict[Source, bytes] = {
+    "chatgpt": b'"mapping"',
+    "claude": b'"chat_messages"',
+    "gemini": b'"title"',
+}
+
+
+def recognise(value: object) -> Source | None:
+    """Name the app whose conversation (or memory, or activity) a decoded object is."""
+    if not isinstance(value, dict):
+        return None
+    if is_chatgpt(value):
+        return "chatgpt"
+    if is_claude(value):
+        return "claude"
+    if gemini.is_gemini(value):
+        return "gemini"
+    return None
+
+
+def _error_text(value: dict[Any, Any]) -> str:
+    """Read the message of a server's error answer, if the object is one."""
+    if not any(key in value for key in ("statusCode", "error", "code", "errors")):
+        return ""
+    for key in _ERROR_KEYS:
+        text = value.get(key)
+        if isinstance(text, dict):
+            text = text.get("message")
+        if isinstance(text, str) and text:
+            return json.dumps(text[:120], ensure_ascii=False).strip('"')
+    return ""

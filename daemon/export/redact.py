@@ -1,0 +1,2 @@
+def redact(text: str) -> tuple[str, int]:
+    return text, 0

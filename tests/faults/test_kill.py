@@ -1,0 +1,87 @@
+"""kill -9 in the middle of a pass, under a 256 MB memory limit: same facts, nothing paid twice.
+
+Moments are chosen by calls paid, not by seconds: the model's server holds every call after the
+first N, so the kill meets exactly that state (and the calls in flight then, which no one can save).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import subprocess
+import uuid
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from tests.support.anthropic_server import AnthropicServer
+from tests.support.exports import PlantedExport, planted_export
+from tests.support.memory_limit import limited
+from tests.support.worker_process import worker_process
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONCURRENCY = 3
+MIB = 1024 * 1024
+
+
+def finish(database_url: str, llm_url: str) -> None:
+    """Run a worker process to its end; it must succeed."""
+    with worker_process(
+        database_url, llm_url, "--once", fact_extraction_concurrency=CONCURRENCY
+    ) as worker, limited(worker.pid, 256 * MIB):
+        _, err = worker.communicate(timeout=90)
+        assert worker.returncode == 0, err.decode()[-3000:]
+
+
+async def facts_and_memory(database_url: str, user: uuid.UUID) -> tuple[list[object], str]:
+    db = await asyncpg.connect(database_url)
+    try:
+        facts = await db.fetch(
+            "select id, category, statement, evidence, superseded_by from fullpass.facts "
+            "where user_id = $1 order by id",
+            user,
+        )
+        memory = await db.fetchval("select memory_md from user_profiles where user_id = $1", user)
+        return [tuple(f) for f in facts], memory
+    finally:
+        await db.close()
+
+
+async def enqueue(database_url: str, export: PlantedExport, path: Path, user: uuid.UUID) -> None:
+    db = await asyncpg.connect(database_url)
+    await db.execute(
+        "insert into processing_jobs (user_id, storage_path) values ($1, $2)",
+        user,
+        f"file://{export.write(path)}",
+    )
+    await db.close()
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_a_pass_killed_at_a_random_call_ends_as_an_undisturbed_one_and_pays_nothing_twice(
+    database_url: str, tmp_path: Path, seed: int
+) -> None:
+    export = planted_export(conversations=24, filler_words=400, seed=seed)
+    user = uuid.UUID(int=seed + 1)
+    await enqueue(database_url, export, tmp_path / "c.json", user)
+    paid_before_kill = random.Random(seed).randrange(0, 12)
+    with AnthropicServer(truth=export.truth) as server:
+        server.hold(after_calls=paid_before_kill)
+        with worker_process(
+            database_url, server.url, "--once", fact_extraction_concurrency=CONCURRENCY
+        ) as worker, limited(worker.pid, 256 * MIB):
+            await server.until(in_flight=1, timeout_seconds=40)
+            worker.send_signal(signal.SIGKILL)
+            worker.wait()
+        server.release()
+        await asyncio.to_thread(finish, database_url, server.url)
+        assert not server.record.paid_again()
+        lost = [c for c in server.record.calls if not c.complete]
+        assert len(lost) <= CONCURRENCY
+    disturbed = await facts_and_memory(database_url, user)
+    assert len(disturbed[0]) == len(export.truth)
+    assert all(p.statement in disturbed[1] for p in export.truth)

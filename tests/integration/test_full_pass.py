@@ -1,0 +1,290 @@
+"""The pass end to end: one INSERT, the real SDK against the loopback model, and what rows say."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+
+from tests.support.anthropic_server import AnthropicServer
+from tests.support.exports import conversation, planted_export
+from tests.support.worker_process import work_once
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+HEADINGS = ["## Preferences", "## Projects", "## Important Dates", "## Beliefs & Values", "## Decisions"]  # fmt: skip
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    connection = await asyncpg.connect(database_url, statement_cache_size=0)
+    yield connection
+    await connection.close()
+
+
+async def insert_job(db: Any, path: Path | str, user: uuid.UUID | None = None) -> uuid.UUID:
+    return await db.fetchval(
+        "INSERT INTO processing_jobs (user_id, storage_path) VALUES ($1, $2) RETURNING id",
+        user or uuid.uuid4(),
+        f"file://{path}",
+    )
+
+
+async def facts_of(db: Any, user: uuid.UUID) -> list[tuple[str, str]]:
+    rows = await db.fetch(
+        "select category, statement from fullpass.facts where user_id = $1 order by 1, 2", user
+    )
+    return [(r["category"], r["statement"]) for r in rows]
+
+
+async def test_one_plain_insert_becomes_a_memory_that_holds_every_planted_fact(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=30)
+    path = export.write(tmp_path / "conversations.json")
+    user = uuid.uuid4()
+    job = await insert_job(db, path, user)
+    with AnthropicServer(truth=export.truth) as server:
+        tally = await work_once(database_url, server.url)
+        assert tally.completed == [job]
+        row = await db.fetchrow("select * from processing_jobs where id = $1", job)
+        assert (row["status"], row["progress"], row["conversation_count"]) == ("complete", 100, 30)
+        assert row["message_count"] == 30 * 6
+        assert await facts_of(db, user) == sorted((p.category, p.statement) for p in export.truth)
+        profile = await db.fetchrow("select * from user_profiles where user_id = $1", user)
+        assert profile["full_pass_status"] == "complete"
+        assert profile["full_pass_error"] is None
+        assert profile["full_pass_started_at"] == row["started_at"]
+        assert profile["full_pass_completed_at"] >= row["started_at"]
+        assert [h for h in profile["memory_md"].splitlines() if h.startswith("## ")] == HEADINGS
+        missing = [p for p in export.truth if p.statement not in profile["memory_md"]]
+        assert not missing
+        for column in ("soul_md", "identity_md", "user_md", "agents_md", "tools_md"):
+            assert isinstance(json.loads(profile[column]), dict)
+        assert profile["soulprint_text"].index("## Soul") < profile["soulprint_text"].index("# MEMORY")
+        ledger = await db.fetchrow(
+            "select count(*) as calls, sum(input_tokens) as tokens from fullpass.llm_calls "
+            "where job_id = $1",
+            job,
+        )
+        totals = server.record.totals()
+        assert ledger["calls"] == len(server.record.completed())
+        assert ledger["tokens"] == sum(c.input_tokens for c in server.record.completed()), totals
+        result = json.loads(row["result"])
+        assert result["coverage"]["share"] == 1.0
+        assert result["cost"]["calls"] == ledger["calls"]
+        assert json.loads(profile["import_cost_json"])["cost_usd"] > 0
+
+
+async def test_evidence_quotes_stand_in_the_very_message_they_name(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=10)
+    user = uuid.uuid4()
+    await insert_job(db, export.write(tmp_path / "conversations.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        await work_once(database_url, server.url)
+    checked = await db.fetch(
+        """
+        select e->>'quote' as quote,
+               exists (
+                   select from public.conversation_chunks c
+                   join fullpass.chunk_messages m on m.chunk_id = c.id
+                   where c.user_id = f.user_id and c.conversation_id = e->>'conversation_id'
+                     and m.message_id = e->>'message_id' and m.role = 'user'
+                     and strpos(substr(c.content, m.start + 1, m.stop - m.start), e->>'quote') > 0
+               ) as proven
+        from fullpass.facts f cross join lateral jsonb_array_elements(f.evidence) as e
+        where f.user_id = $1
+        """,
+        user,
+    )
+    assert len(checked) == 30
+    assert all(row["proven"] for row in checked)
+
+
+async def test_the_same_export_again_costs_no_call_and_moves_no_row(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=12)
+    path = export.write(tmp_path / "conversations.json")
+    user = uuid.uuid4()
+    with AnthropicServer(truth=export.truth) as server:
+        await insert_job(db, path, user)
+        await work_once(database_url, server.url)
+        chunks = await db.fetch(
+            "select id, xmin::text from conversation_chunks where user_id = $1 order by id", user
+        )
+        facts = await facts_of(db, user)
+        calls = len(server.record.calls)
+        second = await insert_job(db, path, user)
+        tally = await work_once(database_url, server.url)
+        assert tally.completed == [second]
+        assert len(server.record.calls) == calls
+    assert chunks == await db.fetch(
+        "select id, xmin::text from conversation_chunks where user_id = $1 order by id", user
+    )
+    assert facts == await facts_of(db, user)
+    result = json.loads(await db.fetchval("select result from processing_jobs where id=$1", second))
+    assert result["cost"]["calls"] == 0
+    assert result["coverage"]["share"] == 1.0
+
+
+async def test_new_text_is_all_that_a_newer_export_pays_for(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    old = planted_export(conversations=60, filler_words=250)
+    new = planted_export(conversations=62, filler_words=250)
+    user = uuid.uuid4()
+    with AnthropicServer(truth=new.truth) as server:
+        await insert_job(db, old.write(tmp_path / "old.json"), user)
+        await work_once(database_url, server.url)
+        before = [c for c in server.record.calls if c.purpose == "extract"]
+        await insert_job(db, new.write(tmp_path / "new.json"), user)
+        await work_once(database_url, server.url)
+        after = [c for c in server.record.calls if c.purpose == "extract"]
+    assert len(before) > 5
+    assert len(after) - len(before) == 1
+    assert await facts_of(db, user) == sorted((p.category, p.statement) for p in new.truth)
+
+
+async def test_a_conversation_that_the_person_deleted_takes_its_facts_along(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=6)
+    user = uuid.uuid4()
+    with AnthropicServer(truth=export.truth) as server:
+        await insert_job(db, export.write(tmp_path / "all.json"), user)
+        await work_once(database_url, server.url)
+        fewer = tmp_path / "fewer.json"
+        fewer.write_text(json.dumps(export.conversations[1:]))
+        await insert_job(db, fewer, user)
+        await work_once(database_url, server.url)
+    kept = await facts_of(db, user)
+    assert kept == sorted((p.category, p.statement) for p in export.truth[3:])
+    memory = await db.fetchval("select memory_md from user_profiles where user_id = $1", user)
+    assert export.truth[0].statement not in memory
+
+
+async def test_a_later_answer_supersedes_an_earlier_one_and_both_stay_known(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "conversations.json"
+    path.write_text(
+        json.dumps(
+            [
+                conversation(0, [("user", "I live in Porto, near the river."), ("assistant", "Nice.")]),
+                conversation(9, [("user", "I live in Ghent now, by the canal."), ("assistant", "Oh.")]),
+            ]
+        )
+    )
+    truth = [
+        {"sentence": "I live in Porto", "category": "preferences", "statement": "Lives in Porto", "slot": "home city"},
+        {"sentence": "I live in Ghent now", "category": "preferences", "statement": "Lives in Ghent", "slot": "home city"},
+    ]  # fmt: skip
+    user = uuid.uuid4()
+    await insert_job(db, path, user)
+    from tests.support.planted_truth import Planted
+
+    with AnthropicServer(truth=[Planted(**t) for t in truth]) as server:
+        await work_once(database_url, server.url)
+    rows = {
+        r["statement"]: r
+        for r in await db.fetch("select * from fullpass.facts where user_id = $1", user)
+    }
+    assert rows["Lives in Ghent"]["superseded_by"] is None
+    assert rows["Lives in Porto"]["superseded_by"] == rows["Lives in Ghent"]["id"]
+    memory = await db.fetchval("select memory_md from user_profiles where user_id = $1", user)
+    assert "Lives in Ghent" in memory
+    assert "Porto" not in memory
+
+
+async def test_sections_that_fail_leave_yesterdays_and_the_pass_still_completes(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=3)
+    user = uuid.uuid4()
+    await db.execute(
+        "insert into user_profiles (user_id, soul_md) values ($1, 'yesterday')", user
+    )
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(faults={"malformed": 1.0}, fault_purposes=("sections",))
+        tally = await work_once(database_url, server.url)
+    assert tally.completed == [job]
+    profile = await db.fetchrow("select * from user_profiles where user_id = $1", user)
+    assert profile["soul_md"] == "yesterday"
+    assert profile["memory_md"]
+    result = json.loads(await db.fetchval("select result from processing_jobs where id = $1", job))
+    assert result["sections"]["saved"] is False
+    assert result["sections"]["detail"]
+
+
+async def test_a_wrong_key_is_not_the_jobs_fault(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=2)
+    job = await insert_job(db, export.write(tmp_path / "c.json"))
+    with AnthropicServer(truth=export.truth) as server:
+        tally = await work_once(database_url, server.url, anthropic_api_key="wrong")
+    assert tally.completed == []
+    assert "ANTHROPIC_API_KEY" in tally.left[job]
+    row = await db.fetchrow("select status, attempts from processing_jobs where id = $1", job)
+    assert (row["status"], row["attempts"]) == ("pending", 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty"),
+        (b"<!doctype html><html><body>Sign in</body></html>", "HTML"),
+        (b'{"hello": 1}', ""),
+        (b"[]", "no conversations"),
+    ],
+)
+async def test_bad_input_fails_with_one_clear_line_everywhere(
+    db: Any, database_url: str, tmp_path: Path, content: bytes, says: str
+) -> None:
+    bad = tmp_path / "bad.json"
+    bad.write_bytes(content)
+    export = planted_export(conversations=1)
+    job = await insert_job(db, bad)
+    good = await insert_job(db, export.write(tmp_path / "good.json"))
+    with AnthropicServer(truth=export.truth) as server:
+        tally = await work_once(database_url, server.url)
+    assert tally.completed == [good]
+    row = await db.fetchrow(
+        "select j.*, p.full_pass_status, p.full_pass_error from processing_jobs j "
+        "join user_profiles p using (user_id) where j.id = $1",
+        job,
+    )
+    assert (row["status"], row["full_pass_status"]) == ("failed", "failed")
+    assert row["error_message"] == row["full_pass_error"] == tally.failed[job]
+    assert "bad.json" in row["error_message"]
+    assert "\n" not in row["error_message"]
+    assert says.lower() in row["error_message"].lower()
+    assert row["attempts"] == 1
+
+
+async def test_a_broken_conversation_in_the_middle_loses_only_itself(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=5)
+    texts = [json.dumps(c) for c in export.conversations]
+    texts[2] = texts[2].replace('"mapping": {', '"mapping": {{{', 1)
+    path = tmp_path / "c.json"
+    path.write_text("[" + ",".join(texts) + "]")
+    user = uuid.uuid4()
+    job = await insert_job(db, path, user)
+    with AnthropicServer(truth=export.truth) as server:
+        tally = await work_once(database_url, server.url)
+    assert tally.completed == [job]
+    assert len(await facts_of(db, user)) == 12
+    result = json.loads(await db.fetchval("select result from processing_jobs where id = $1", job))
+    assert result["export"]["damaged"] == 1
+    assert result["export"]["whole"] is False
