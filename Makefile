@@ -46,7 +46,7 @@ demo: $(STAMP) ## Read the bundled example and print its MEMORY
 	@$(BIN)/fullpass demo
 
 test: $(STAMP) ## Every test, faults included
-	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 faults: $(STAMP) ## Only the kills, restarts and partitions
 	@$(BIN)/python -m pytest tests/faults $(ARGS)

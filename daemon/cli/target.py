@@ -31,6 +31,10 @@ _NO_SCHEMA = (
 )
 
 
+class SchemaBehind(TryAgain):
+    """The database lacks a migration of this release: nothing works before `fullpass migrate`."""
+
+
 class CurrentStderr:
     """Whatever `sys.stderr` is when a line is written: a live display puts itself in its place."""
 
@@ -117,17 +121,20 @@ def schema_expected() -> Iterator[None]:
     try:
         yield
     except _NO_SCHEMA as error:
-        raise TryAgain(
+        raise SchemaBehind(
             f"the database is not at this release's schema ({error}): run `fullpass migrate`"
         ) from error
 
 
 async def require_schema(url: str) -> None:
-    """Raise TryAgain unless the migrations of this release are applied; newer ones are fine."""
+    """Raise SchemaBehind unless this release's migrations are applied; newer ones are fine.
+
+    Raises TryAgain when the database cannot be asked.
+    """
     state = await migrations.inspect(url)
     if state.pending or state.drifted:
         lines = [f"{m.label} is not applied" for m in state.pending] + list(state.drifted)
-        raise TryAgain(
+        raise SchemaBehind(
             f"the database is not at this release's schema: {lines[0]}"
             + (f" (and {len(lines) - 1} more)" if len(lines) > 1 else "")
             + ": run `fullpass migrate`"

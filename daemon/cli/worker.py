@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import daemon
-from daemon.cli.target import connection_to, database_url, require_schema, settings_and_logs
+from daemon.cli.target import (
+    SchemaBehind,
+    connection_to,
+    database_url,
+    require_schema,
+    settings_and_logs,
+)
 from daemon.errors import TryAgain
 from daemon.logs import get_logger
 from daemon.ops.status import due_jobs
@@ -59,8 +65,10 @@ async def _schema_ready(url: str, *, patient: bool) -> None:
     while True:
         try:
             await require_schema(url)
+        except SchemaBehind:
+            raise
         except TryAgain as error:
-            if not patient or not str(error).endswith("check DATABASE_URL and the server"):
+            if not patient:
                 raise
             _log.warning("worker.waiting", waits_for=str(error), seconds=pause)
             await asyncio.sleep(pause)

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daemon.errors import BadExport
@@ -27,6 +25,7 @@ from daemon.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from daemon.database import Connection
     from daemon.export.conversation import Conversation, ReadReport
@@ -60,39 +59,26 @@ class _Prepared:
         return sum(len(c.content) for c in self.chunks)
 
 
-async def ingest(work: Pass) -> None:
-    """Bring the job's export into conversation_chunks, unless this job did so before.
-
-    Raises BadExport when nothing can be read, Wait or Systemic when storage is in trouble.
-    """
+async def already_ingested(work: Pass) -> bool:
+    """Whether this job brought its export in before; if so, the pass goes on from there."""
     row = await work.fetchrow(
         "select source, ingested_at from fullpass.passes where job_id = $1", work.job.id
     )
-    if row is not None and row["ingested_at"] is not None:
-        work.source = row["source"]
-        return
+    if row is None or row["ingested_at"] is None:
+        return False
+    work.source = row["source"]
+    return True
+
+
+async def download(work: Pass, folder: Path) -> source.FetchedExport:
+    """Bring the export's bytes into `folder` (a local file stays where it is).
+
+    Raises BadExport when there is nothing to read, Wait or Systemic when storage is in trouble.
+    """
     if not (work.job.storage_path or "").strip():
         raise BadExport("the job has no storage_path; enqueue it with the path of an export")
-    with tempfile.TemporaryDirectory(prefix="fullpass-") as folder:
-        work.step = "download_conversations"
-        async with work.lease.fenced() as connection:
-            await report_progress(work, connection)
-        fetched = await _fetch(work, Path(folder))
-        work.step = "chunk_conversations"
-        reader = ExportReader(
-            fetched.path, file_type=_file_type(work.job.file_type), name=fetched.name
-        )
-        await _save_all(work, reader, fetched.last_modified)
-        await _finish(work, reader.report)
-
-
-def _file_type(given: str | None) -> source.FileType | None:
-    if given in {None, "json", "zip"}:
-        return given  # type: ignore[return-value]
-    raise BadExport(f"file_type is {given!r}; it must be json, zip or null (sniffed)")
-
-
-async def _fetch(work: Pass, folder: Path) -> source.FetchedExport:
+    async with work.lease.fenced() as connection:
+        await report_progress(work, connection)
     s = work.settings
     key = s.supabase_service_key
     return await source.fetch(
@@ -104,6 +90,22 @@ async def _fetch(work: Pass, folder: Path) -> source.FetchedExport:
         owner=str(work.job.user_id) if s.require_owned_paths else None,
         check=work.lease.check,
     )
+
+
+async def save_conversations(work: Pass, fetched: source.FetchedExport) -> None:
+    """Bring the export's conversations into conversation_chunks.
+
+    Raises BadExport when nothing can be read.
+    """
+    reader = ExportReader(fetched.path, file_type=_file_type(work.job.file_type), name=fetched.name)
+    await _save_all(work, reader, fetched.last_modified)
+    await _finish(work, reader.report)
+
+
+def _file_type(given: str | None) -> source.FileType | None:
+    if given in {None, "json", "zip"}:
+        return given  # type: ignore[return-value]
+    raise BadExport(f"file_type is {given!r}; it must be json, zip or null (sniffed)")
 
 
 async def _save_all(work: Pass, reader: ExportReader, last_modified: datetime | None) -> None:
@@ -133,6 +135,7 @@ async def _save_all(work: Pass, reader: ExportReader, last_modified: datetime | 
             if batch is None:
                 break
             if isinstance(batch, BaseException):
+                work.step = "chunk_conversations"  # where reading went wrong
                 raise batch
             work.lease.check()
             await _save(work, batch, reader.report, last_modified)
@@ -176,7 +179,6 @@ async def _save(
 ) -> None:
     """Save one batch of whole conversations in one fenced transaction."""
     work.source = report.source or batch[0].conversation.source
-    work.step = "save_chunks"
     async with work.lease.fenced() as connection:
         fresh = await _changed(work, connection, batch)
         rows = [row for p in fresh for row in _staged_rows(work, p, last_modified)]

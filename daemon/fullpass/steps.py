@@ -10,14 +10,16 @@ error means for the job: that is the worker's.
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daemon.fullpass.consolidate import consolidate
 from daemon.fullpass.context import STEPS, Pass, Step
 from daemon.fullpass.extract import extract
-from daemon.fullpass.ingest import ingest
+from daemon.fullpass.ingest import already_ingested, download, save_conversations
 from daemon.fullpass.memory import generate, save
 from daemon.fullpass.reduce import reduce
 from daemon.fullpass.sections import regenerate
@@ -38,8 +40,12 @@ async def full_pass(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises what the steps raise: GiveUp, TryAgain, Wait, Stop.
     """
-    async with _step(work, "download_conversations"):
-        await ingest(work)
+    if not await already_ingested(work):
+        with tempfile.TemporaryDirectory(prefix="fullpass-") as folder:
+            async with _step(work, "download_conversations"):
+                fetched = await download(work, Path(folder))
+            async with _step(work, "chunk_conversations"), _step(work, "save_chunks"):
+                await save_conversations(work, fetched)
     async with _step(work, "extract_facts"):
         coverage = await extract(work)
     async with _step(work, "consolidate_facts"):

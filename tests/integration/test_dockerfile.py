@@ -19,6 +19,9 @@ from pathlib import Path
 
 import pytest
 
+# What is built once is built on one test process only.
+pytestmark = pytest.mark.xdist_group("image")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

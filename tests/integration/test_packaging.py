@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+# What is built once is built on one test process only.
+pytestmark = pytest.mark.xdist_group("wheel")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -1,0 +1,153 @@
+"""What a run ends with: the pass in ten seconds of reading, fit for 80 columns without colour."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from daemon.ops.status import CATEGORIES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_WIDTH = 80
+_INDENT = 11
+
+
+def summary(report: dict[str, Any], *, folder: Path) -> str:
+    """Render the report of a completed run (`results.Results.report`)."""
+    lines = [_headline(report), ""]
+    lines += _entry("Facts", _facts(report))
+    if report["why_no_facts"]:
+        lines += _entry("Why none", [report["why_no_facts"]])
+    lines += _entry("Read", _read(report))
+    left_out = _left_out(report)
+    if left_out:
+        lines += _entry("Left out", left_out)
+    lines += _entry("Cost", [_cost(report)])
+    lines += _entry("Files", [f"{folder}/MEMORY.md, sections.json, facts.jsonl, report.json"])
+    notes = _notes(report)
+    if notes:
+        lines += ["", *notes]
+    return "\n".join(lines)
+
+
+def _headline(report: dict[str, Any]) -> str:
+    conversations = _count(report["conversations"] or 0, "conversation")
+    messages = _count(report["messages"] or 0, "message")
+    return (
+        f"MEMORY from {conversations} and {messages} ({report['source'] or 'no source'}), "
+        f"in {_duration(report['seconds'])}"
+    )
+
+
+def _facts(report: dict[str, Any]) -> list[str]:
+    facts = report["facts"]
+    by_category = [
+        f"{name} {n['current']}" + (f" (+{n['superseded']} superseded)" if n["superseded"] else "")
+        for name in CATEGORIES
+        for n in [facts["by_category"][name]]
+        if n["current"] or n["superseded"]
+    ]
+    head = f"{facts['current']:,} current, {facts['superseded']:,} superseded by later ones"
+    lines = [head, " · ".join(by_category)] if by_category else ["none"]
+    if facts["unverified"]:
+        lines.append(f"{facts['unverified']:,} more were reported but not believed (report.json)")
+    return lines
+
+
+def _read(report: dict[str, Any]) -> list[str]:
+    coverage, outcomes = report["coverage"], report["outcomes"]
+    if not coverage["chunks"]:
+        return ["no text to read"]
+    kinds = ", ".join(f"{n:,} {outcome}" for outcome, n in outcomes.items())
+    share = int(coverage["share"] * 1000) / 10  # cut, not rounded: 99.97% is not all of it
+    return [f"{coverage['read']:,} of {coverage['chunks']:,} chunks ({share:g}%): {kinds}"]
+
+
+def _left_out(report: dict[str, Any]) -> list[str]:
+    export = report["export"] or {}
+    lines = []
+    kinds = [
+        (export.get("forgotten", 0), "marked as not to be remembered"),
+        (export.get("empty", 0), "without visible text"),
+        (export.get("duplicates", 0), "held twice"),
+    ]
+    counted = [f"{n} {what}" for n, what in kinds if n]
+    if counted:
+        lines.append(f"conversations: {', '.join(counted)}")
+    ignored = export.get("ignored") or {}
+    if ignored:
+        lines.append(", ".join(f"{n} {kind}" for kind, n in ignored.items()))
+    if export.get("redacted"):
+        lines.append(f"{_count(export['redacted'], 'credential')} replaced by a marker")
+    damages = export.get("damages") or []
+    if export.get("damaged"):
+        lines.append(f"{export['damaged']} damaged, the rest was kept:")
+        lines += [f"  {damage}" for damage in damages[:5]]
+        if export["damaged"] > len(damages[:5]):
+            lines.append(f"  and {export['damaged'] - len(damages[:5])} more (report.json)")
+    return lines
+
+
+def _cost(report: dict[str, Any]) -> str:
+    cost = report["cost"]
+    if report["provider"] == "offline":
+        return "nothing: no model was used"
+    if not cost["calls"]:
+        return "$0.0000: nothing new to read, no call was made"
+    tokens = f"{cost['input_tokens']:,} tokens in, {cost['output_tokens']:,} out"
+    told = f"${cost['cost_usd']:.4f} for {_count(cost['calls'], 'call')}, {tokens}"
+    if cost["calls_of_unknown_price"]:
+        told += f"; {_count(cost['calls_of_unknown_price'], 'call')} of unknown price not included"
+    return told
+
+
+def _notes(report: dict[str, Any]) -> list[str]:
+    notes = []
+    memory, sections = report["memory"] or {}, report["sections"] or {}
+    if memory.get("writer") == "rendering":
+        notes.append(
+            "The model's MEMORY was not usable; MEMORY.md lists the facts as they were found."
+        )
+    if memory.get("applied") is False:
+        notes.append(
+            "MEMORY.md is the one a model wrote earlier: an offline one never replaces it."
+        )
+    if sections.get("saved") is False:
+        notes.append(f"The sections were not renewed: {sections.get('detail') or 'no reason noted'}.")
+    if report["provider"] == "offline":
+        notes.append(
+            "No model was used: these facts come from plain English statements only. For a full "
+            "reading set ANTHROPIC_API_KEY and run the same command again."
+        )
+    return [line for note in notes for line in textwrap.wrap(note, _WIDTH)]
+
+
+def _entry(label: str, texts: list[str]) -> list[str]:
+    """Put a label beside its texts, wrapped."""
+    lines: list[str] = []
+    for text in texts:
+        inner = len(text) - len(text.lstrip())
+        lines += textwrap.wrap(
+            text.strip(),
+            _WIDTH - _INDENT,
+            initial_indent=" " * inner,
+            subsequent_indent=" " * inner,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    labels = [label] + [""] * len(lines)
+    return [f"  {name:<{_INDENT - 2}}{line}".rstrip() for name, line in zip(labels, lines, strict=False)]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

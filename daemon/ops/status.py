@@ -1,0 +1,410 @@
+"""What there is to know about one job, one person and the whole queue, ready for JSON.
+
+Every function asks over a connection it is given, writes nothing, and answers at any moment of a
+job's life, whoever is at work on it. Values are plain: ids and times are text (ISO 8601, UTC),
+money is US dollars. `daemon.ops.why` says in words what these accounts mean.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from daemon.ops.why import why
+
+if TYPE_CHECKING:
+    from daemon.database import Connection
+
+CATEGORIES = ("preferences", "projects", "dates", "beliefs", "decisions")
+READ_OUTCOMES = frozenset({"ok", "empty", "salvaged", "split"})
+
+# The rows of one job's person and source in the tier that extraction reads: the one whose chunks
+# have outcomes, which before the first outcome is the one that is usually stored alone.
+_JOB_CHUNKS = """
+    from public.conversation_chunks c
+    left join fullpass.chunk_outcomes o
+        on o.user_id = c.user_id and o.content_hash = c.content_hash
+    where c.user_id = $1 and c.source = $2
+      and c.chunk_tier::text = coalesce(
+          (select t.chunk_tier::text from fullpass.chunk_outcomes x
+           join public.conversation_chunks t on t.id = x.chunk_id
+           where x.user_id = $1 and x.source = $2 limit 1), 'medium')
+"""
+
+_JOB = """
+select j.id, j.user_id, j.status, j.storage_path, j.file_type, j.priority, j.current_step as step,
+       coalesce(j.progress, 0) as progress, coalesce(j.attempts, 0) as attempts, j.max_attempts,
+       coalesce(j.crashes, 0) as crashes, j.lease_epoch, j.lease_expires_at, j.worker_id,
+       j.created_at, j.started_at, j.completed_at, j.updated_at, j.cancel_requested_at,
+       case when isfinite(j.run_at) then j.run_at end as run_at,
+       coalesce(not isfinite(j.run_at), false) as reserved,
+       j.pipeline_version, j.error_message as error, j.result::text as result,
+       j.conversation_count as conversations, j.message_count as messages,
+       coalesce(p.source, (select k.source from fullpass.conversations k
+                           where k.user_id = j.user_id and k.last_job = j.id limit 1)) as source,
+       p.ingest::text as export, p.ingested_at, p.memory_saved_at, p.sections_saved_at,
+       p.claimed_at, p.last_progress_at, p.waiting_since, p.waiting_for,
+       w.last_beat_at as worker_beat_at, w.waiting_for as worker_waits_for,
+       w.rss_bytes as worker_rss_bytes, m.writer as memory_writer, m.facts as memory_facts,
+       u.full_pass_status, u.progress_percent, u.import_stage, u.full_pass_error,
+       (select r.id from public.processing_jobs r
+        where r.user_id = j.user_id and r.status = 'processing' and r.id <> j.id limit 1
+       ) as running_sibling,
+       (select count(*) from fullpass.workers l
+        where l.last_beat_at > clock_timestamp() - interval '1 minute') as live_workers,
+       clock_timestamp() as now
+from public.processing_jobs j
+left join fullpass.passes p on p.job_id = j.id
+left join fullpass.workers w on w.worker_id = j.worker_id
+left join fullpass.memories m on m.job_id = j.id
+left join public.user_profiles u on u.user_id = j.user_id
+where j.id = $1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a running job stands, cheap enough to be asked a few times a second."""
+
+    status: str
+    step: str | None
+    stage: str | None
+    """The step in the words that the person's profile shows."""
+    percent: int
+    conversations: int | None
+    cost_usd: float
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """How many chunks a job has, how many were read, and how many facts were found in them."""
+
+    chunks: int
+    read: int
+    facts: int
+
+
+async def progress_of(connection: Connection, job_id: UUID) -> Progress:
+    """Return where a job stands now."""
+    row = await connection.fetchrow(
+        """
+        select j.status, j.current_step as step, u.import_stage as stage,
+               coalesce(j.progress, 0) as percent, j.conversation_count as conversations,
+               coalesce(c.cost_usd, 0)::float8 as cost_usd, c.calls
+        from public.processing_jobs j
+        left join public.user_profiles u on u.user_id = j.user_id
+        cross join lateral (select sum(l.cost_usd) as cost_usd, count(*) as calls
+                            from fullpass.llm_calls l where l.job_id = j.id) as c
+        where j.id = $1
+        """,
+        job_id,
+    )
+    return Progress("gone", None, None, 0, None, 0.0, 0) if row is None else Progress(**dict(row))
+
+
+async def read_of(connection: Connection, job_id: UUID) -> Read:
+    """Count a job's chunks and facts; grows with them, so ask it less often."""
+    job = await connection.fetchrow(_JOB, job_id)
+    if job is None or job["source"] is None:
+        return Read(0, 0, 0)
+    outcomes = await _outcomes(connection, job["user_id"], job["source"])
+    facts = await connection.fetchval(
+        "select count(*) from fullpass.extracted_facts where user_id = $1 and rejected is null",
+        job["user_id"],
+    )
+    read = sum(n for outcome, n in outcomes.items() if outcome in READ_OUTCOMES)
+    return Read(sum(outcomes.values()), read, facts)
+
+
+async def job_account(connection: Connection, job_id: UUID) -> dict[str, Any] | None:
+    """Return everything about one job as one consistent document; None when there is no such job."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        row = await connection.fetchrow(_JOB, job_id)
+        if row is None:
+            return None
+        job = dict(row)
+        user, source = job["user_id"], job["source"]
+        outcomes = await _outcomes(connection, user, source)
+        facts = await _facts(connection, user, source)
+        cost = await _cost(connection, job_id)
+        events = await connection.fetch(
+            """
+            select at, event, step, attempt, lease_epoch, worker_id, data::text as data
+            from fullpass.job_events where job_id = $1 order by id
+            """,
+            job_id,
+        )
+    chunks = sum(outcomes.values())
+    read = sum(n for outcome, n in outcomes.items() if outcome in READ_OUTCOMES)
+    account: dict[str, Any] = {
+        **{name: job[name] for name in (
+            "id", "user_id", "status", "storage_path", "file_type", "priority", "step", "progress",
+            "attempts", "max_attempts", "crashes", "lease_epoch", "lease_expires_at", "worker_id",
+            "created_at", "run_at", "started_at", "completed_at", "updated_at",
+            "cancel_requested_at", "pipeline_version", "error", "waiting_since", "waiting_for",
+            "last_progress_at", "source", "conversations", "messages",
+        )},
+        "result": _loaded(job["result"]),
+        "export": _loaded(job["export"]),
+        "coverage": {
+            "chunks": chunks,
+            "read": read,
+            "share": round(read / chunks, 4) if chunks else None,
+        },
+        "outcomes": outcomes,
+        "facts": facts,
+        "cost": cost,
+        "memory": None if job["memory_saved_at"] is None else {
+            "writer": job["memory_writer"], "facts": job["memory_facts"],
+            "saved_at": job["memory_saved_at"],
+        },
+        "sections": {
+            "saved": job["sections_saved_at"] is not None, "saved_at": job["sections_saved_at"],
+        },
+        "profile": {
+            "full_pass_status": job["full_pass_status"],
+            "progress_percent": job["progress_percent"],
+            "import_stage": job["import_stage"],
+            "full_pass_error": job["full_pass_error"],
+        },
+        "worker": None if job["worker_beat_at"] is None else {
+            "last_beat_at": job["worker_beat_at"],
+            "waiting_for": job["worker_waits_for"],
+            "rss_bytes": job["worker_rss_bytes"],
+        },
+        "events": [{**dict(event), "data": _loaded(event["data"])} for event in events],
+    }  # fmt: skip
+    account["why"] = why({**job, **account})
+    plain: dict[str, Any] = _plain(account)
+    return plain
+
+
+async def newest_job(connection: Connection, user_id: UUID) -> UUID | None:
+    """Return the person's job that was made last."""
+    found: UUID | None = await connection.fetchval(
+        """
+        select id from public.processing_jobs
+        where user_id = $1 order by created_at desc, id limit 1
+        """,
+        user_id,
+    )
+    return found
+
+
+async def facts_of(connection: Connection, user_id: UUID) -> list[dict[str, Any]]:
+    """Return a person's facts with their evidence: by category, current ones and newest first."""
+    rows = await connection.fetch(
+        """
+        select id, category, statement, slot, polarity, confidence, observed_at, source,
+               superseded_by, evidence::text as evidence
+        from fullpass.facts where user_id = $1
+        order by array_position($2::text[], category), superseded_by is not null,
+                 observed_at desc nulls last, statement, id
+        """,
+        user_id,
+        list(CATEGORIES),
+    )
+    return [_plain({**dict(row), "evidence": _loaded(row["evidence"])}) for row in rows]
+
+
+async def due_jobs(connection: Connection, *, limit: int = 100) -> list[dict[str, Any]]:
+    """Return jobs that are due and not at work, oldest first, each with the reason it waits for."""
+    rows = await connection.fetch(
+        """
+        select j.id, j.storage_path,
+               coalesce(p.waiting_for, j.error_message, 'due, and not claimed') as why
+        from public.processing_jobs j left join fullpass.passes p on p.job_id = j.id
+        where j.status = 'pending' and j.run_at <= clock_timestamp()
+        order by j.priority desc, j.run_at limit $1
+        """,
+        limit,
+    )
+    return [_plain(dict(row)) for row in rows]
+
+
+async def overview(connection: Connection) -> dict[str, Any]:
+    """Return the whole queue on one screen: counts, running jobs, workers, the last 24 hours."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        queue = await connection.fetchrow(
+            """
+            select count(*) filter (where status = 'pending') as pending,
+                   count(*) filter (where status = 'pending' and run_at <= now()) as due,
+                   count(*) filter (where status = 'pending' and run_at > now()) as later,
+                   count(*) filter (where status = 'processing') as processing,
+                   extract(epoch from now() - min(run_at) filter (
+                       where status = 'pending' and run_at <= now()))::float8 as oldest_due_seconds
+            from public.processing_jobs where status in ('pending', 'processing')
+            """
+        )
+        running = await connection.fetch(
+            """
+            select j.id, j.user_id, j.storage_path, j.current_step as step,
+                   coalesce(j.progress, 0) as progress, j.worker_id, j.started_at,
+                   extract(epoch from now() - p.claimed_at)::float8 as seconds,
+                   extract(epoch from now() - w.last_beat_at)::float8 as beat_seconds,
+                   j.lease_expires_at < now() as lease_expired,
+                   (select coalesce(sum(cost_usd), 0)::float8 from fullpass.llm_calls l
+                    where l.job_id = j.id) as cost_usd
+            from public.processing_jobs j
+            left join fullpass.passes p on p.job_id = j.id
+            left join fullpass.workers w on w.worker_id = j.worker_id
+            where j.status = 'processing' order by p.claimed_at limit 20
+            """
+        )
+        waiting = await connection.fetch(
+            """
+            select j.id, j.storage_path, p.waiting_for, p.waiting_since,
+                   case when isfinite(j.run_at) then j.run_at end as run_at
+            from public.processing_jobs j join fullpass.passes p on p.job_id = j.id
+            where j.status = 'pending' and p.waiting_for is not null
+            order by p.waiting_since limit 10
+            """
+        )
+        workers = await connection.fetch(
+            """
+            select worker_id, version, started_at, rss_bytes, memory_limit_bytes, loop_lag_ms,
+                   llm_in_flight, llm_limit, waiting_for,
+                   extract(epoch from now() - last_beat_at)::float8 as beat_seconds,
+                   (select count(*) from public.processing_jobs j
+                    where j.status = 'processing' and j.worker_id = w.worker_id) as jobs
+            from fullpass.workers w
+            where last_beat_at > now() - interval '10 minutes'
+            order by last_beat_at desc limit 20
+            """
+        )
+        ended = await connection.fetch(
+            """
+            select status, count(*) as jobs from public.processing_jobs
+            where completed_at > now() - interval '24 hours'
+              and status in ('complete', 'failed', 'cancelled') group by 1
+            """
+        )
+        failures = await connection.fetch(
+            """
+            select id, storage_path, error_message as error, completed_at
+            from public.processing_jobs
+            where status = 'failed' and completed_at > now() - interval '24 hours'
+            order by completed_at desc limit 10
+            """
+        )
+        spent = await connection.fetchrow(
+            """
+            select count(*) as calls, coalesce(sum(cost_usd), 0)::float8 as cost_usd,
+                   count(*) filter (where cost_usd is null) as calls_of_unknown_price
+            from fullpass.llm_calls where created_at > now() - interval '24 hours'
+            """
+        )
+    by_status = {row["status"]: row["jobs"] for row in ended}
+    plain: dict[str, Any] = _plain(
+        {
+            "queue": dict(queue or {}),
+            "running": [dict(row) for row in running],
+            "waiting": [dict(row) for row in waiting],
+            "workers": [dict(row) for row in workers],
+            "last_24_hours": {
+                **{name: by_status.get(name, 0) for name in ("complete", "failed", "cancelled")},
+                **dict(spent or {}),
+                "failures": [dict(row) for row in failures],
+            },
+        }
+    )
+    return plain
+
+
+async def _outcomes(connection: Connection, user: UUID, source: str | None) -> dict[str, int]:
+    """Count the chunks of a person and source by outcome; `unread` are still to come."""
+    if source is None:
+        return {}
+    rows = await connection.fetch(
+        f"""
+        select coalesce(o.outcome, 'unread') as outcome, count(*) as chunks {_JOB_CHUNKS}
+        group by 1 order by 2 desc, 1
+        """,
+        user,
+        source,
+    )
+    return {row["outcome"]: row["chunks"] for row in rows}
+
+
+async def _facts(connection: Connection, user: UUID, source: str | None) -> dict[str, Any]:
+    """Count the person's consolidated facts, and what was found and not believed in this source."""
+    rows = await connection.fetch(
+        """
+        select category, count(*) filter (where superseded_by is null) as current,
+               count(*) filter (where superseded_by is not null) as superseded
+        from fullpass.facts where user_id = $1 group by 1
+        """,
+        user,
+    )
+    counted = {row["category"]: row for row in rows}
+    by_category = {
+        name: {
+            "current": counted[name]["current"] if name in counted else 0,
+            "superseded": counted[name]["superseded"] if name in counted else 0,
+        }
+        for name in CATEGORIES
+    }
+    found = await connection.fetch(
+        """
+        select rejected, count(*) as facts from fullpass.extracted_facts
+        where user_id = $1 and source = $2 group by 1 order by 2 desc
+        """,
+        user,
+        source or "",
+    )
+    rejected = {row["rejected"]: row["facts"] for row in found if row["rejected"] is not None}
+    return {
+        "current": sum(n["current"] for n in by_category.values()),
+        "superseded": sum(n["superseded"] for n in by_category.values()),
+        "by_category": by_category,
+        "found": sum(row["facts"] for row in found),
+        "unverified": sum(rejected.values()),
+        "rejected": rejected,
+    }
+
+
+async def _cost(connection: Connection, job_id: UUID) -> dict[str, Any]:
+    """Sum the job's receipts, in all and by purpose."""
+    rows = await connection.fetch(
+        """
+        select purpose, count(*) as calls, count(*) filter (where not usable) as useless_calls,
+               coalesce(sum(input_tokens), 0) as input_tokens,
+               coalesce(sum(output_tokens), 0) as output_tokens,
+               coalesce(sum(cache_read_tokens), 0) as cache_read_tokens,
+               coalesce(sum(cache_write_tokens), 0) as cache_write_tokens,
+               coalesce(sum(cost_usd), 0) as cost_usd,
+               count(*) filter (where cost_usd is null) as calls_of_unknown_price
+        from fullpass.llm_calls where job_id = $1 group by 1 order by min(id)
+        """,
+        job_id,
+    )
+    names = (
+        "calls", "useless_calls", "input_tokens", "output_tokens", "cache_read_tokens",
+        "cache_write_tokens", "cost_usd", "calls_of_unknown_price",
+    )  # fmt: skip
+    return {
+        **{name: sum(row[name] for row in rows) for name in names},
+        "by_purpose": {row["purpose"]: {name: row[name] for name in names} for row in rows},
+    }
+
+
+def _loaded(text: str | None) -> Any:
+    return None if text is None else json.loads(text)
+
+
+def _plain(value: Any) -> Any:
+    """Return the value as JSON knows it."""
+    if isinstance(value, dict):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, UUID):
+        return str(value)
+    return float(value) if isinstance(value, Decimal) else value

@@ -1,0 +1,220 @@
+"""From an export to conversation_chunks: what is stored, what is kept, what is let go."""
+
+from __future__ import annotations
+
+import copy
+import json
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+
+from tests.support.exports import conversation, planted_export
+from tests.support.worker_process import work_once
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    connection = await asyncpg.connect(database_url, statement_cache_size=0)
+    yield connection
+    await connection.close()
+
+
+async def passed(
+    db: Any, url: str, path: Path, content: object, user: uuid.UUID, **settings: Any
+) -> dict[str, Any]:
+    """Run one offline pass over an export and return the job's row."""
+    path.write_text(json.dumps(content), encoding="utf-8")
+    job = await db.fetchval(
+        "INSERT INTO processing_jobs (user_id, storage_path) VALUES ($1, $2) RETURNING id",
+        user,
+        f"file://{path}",
+    )
+    await work_once(url, None, **settings)
+    return dict(await db.fetchrow("select * from processing_jobs where id = $1", job))
+
+
+async def chunks_of(db: Any, user: uuid.UUID) -> list[asyncpg.Record]:
+    return await db.fetch(
+        "select *, xmin::text as version from conversation_chunks where user_id = $1 "
+        "order by conversation_id, chunk_tier, chunk_index",
+        user,
+    )
+
+
+async def test_a_conversation_that_grew_keeps_its_old_chunks_and_what_stands_beside_them(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    turns = [("user", f"Turn {n}: " + "some words " * 150) for n in range(12)]
+    user = uuid.uuid4()
+    path = tmp_path / "c.json"
+    await db.execute("alter table conversation_chunks add column embedding real[]")
+    settings = {"medium_chunk_tokens": 900, "chunk_overlap_tokens": 50}
+    await passed(db, database_url, path, [conversation(0, turns)], user, **settings)
+    await db.execute("update conversation_chunks set embedding = '{1}' where user_id = $1", user)
+    before = await chunks_of(db, user)
+    turns += [("assistant", "And so on."), ("user", "I prefer short answers from now on.")]
+    await passed(db, database_url, path, [conversation(0, turns)], user, **settings)
+    after = await chunks_of(db, user)
+    assert len(before) >= 4
+    assert [c["chunk_index"] for c in after] == list(range(len(after)))
+    assert {c["total_chunks"] for c in after} == {len(after)}
+    # All but the last chunk kept their id and the app's own column.
+    assert [c["id"] for c in after[: len(before) - 1]] == [c["id"] for c in before[:-1]]
+    assert all(c["embedding"] == [1.0] for c in after[: len(before) - 1])
+
+
+async def test_every_message_stands_where_its_map_says(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    turns = [("user", "Olá! " + "ação " * 40), ("assistant", "好的。" * 30), ("user", "🙂 bye")]
+    user = uuid.uuid4()
+    await passed(
+        db, database_url, tmp_path / "c.json", [conversation(0, turns)], user,
+        chunk_tiers=("micro", "medium", "macro"),
+    )  # fmt: skip
+    rows = await db.fetch(
+        "select c.chunk_tier, c.content, m.* from conversation_chunks c "
+        "join fullpass.chunk_messages m on m.chunk_id = c.id where c.user_id = $1 "
+        "order by c.chunk_tier, c.chunk_index, m.ordinal",
+        user,
+    )
+    assert {r["chunk_tier"] for r in rows} == {"micro", "medium", "macro"}
+    for tier in ("micro", "medium", "macro"):
+        said: dict[str, str] = {}
+        for r in rows:
+            if r["chunk_tier"] == tier:
+                piece = r["content"][r["start"] : r["stop"]]
+                said[r["message_id"]] = said.get(r["message_id"], "") + piece
+        for n, (_, text) in enumerate(turns):
+            assert said[f"m-0-{n}"].replace(" ", "") == text.strip().replace(" ", "")
+
+
+async def test_dates_follow_the_contract_and_are_never_now(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    dated = conversation(0, [("user", "I prefer tea.")])
+    undated = conversation(1, [("user", "I prefer rain.")])
+    undated["create_time"] = None
+    nothing = conversation(2, [("user", "I prefer wind.")])
+    nothing["create_time"] = nothing["update_time"] = None
+    for node in nothing["mapping"].values():
+        if node["message"]:
+            node["message"]["create_time"] = None
+    recent = conversation(3, [("user", "I prefer snow.")])
+    recent["create_time"] = (
+        await db.fetchval("select extract(epoch from now())::float8 - 86400")
+    )
+    user = uuid.uuid4()
+    await passed(db, database_url, tmp_path / "c.json", [dated, undated, nothing, recent], user)
+    rows = {c["conversation_id"]: c for c in await chunks_of(db, user)}
+    assert rows["conv-0"]["created_at"].timestamp() == dated["create_time"]
+    assert rows["conv-1"]["created_at"].timestamp() == pytest.approx(
+        undated["mapping"]["m-1-0"]["message"]["create_time"]
+    )
+    file_time = (tmp_path / "c.json").stat().st_mtime
+    assert rows["conv-2"]["created_at"].timestamp() == pytest.approx(file_time, abs=1)
+    assert [rows[f"conv-{n}"]["is_recent"] for n in range(4)] == [False, False, False, True]
+
+
+async def test_sources_never_replace_each_other(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    claude = [
+        {
+            "uuid": "claude-1", "name": "Plans", "created_at": "2025-01-14T09:30:00Z",
+            "updated_at": "2025-01-14T09:35:00Z",
+            "chat_messages": [
+                {"uuid": "x1", "sender": "human", "text": "I prefer jazz over rock.",
+                 "created_at": "2025-01-14T09:30:00Z"},
+            ],
+        }
+    ]  # fmt: skip
+    user = uuid.uuid4()
+    chatgpt = [conversation(0, [("user", "I prefer tea over coffee.")])]
+    await passed(db, database_url, tmp_path / "a.json", chatgpt, user)
+    before = [dict(c) for c in await chunks_of(db, user)]
+    await passed(db, database_url, tmp_path / "b.json", claude, user)
+    rows = await chunks_of(db, user)
+    assert {c["source"] for c in rows} == {"chatgpt", "claude"}
+    assert [dict(c) for c in rows if c["source"] == "chatgpt"] == before
+    facts = await db.fetch("select source, statement from fullpass.facts where user_id = $1", user)
+    assert {f["source"] for f in facts} == {"chatgpt", "claude"}
+    memory = await db.fetchval("select memory_md from user_profiles where user_id = $1", user)
+    assert "tea" in memory
+    assert "jazz" in memory
+
+
+async def test_a_damaged_export_removes_nothing(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=5)
+    user = uuid.uuid4()
+    path = tmp_path / "c.json"
+    await passed(db, database_url, path, export.conversations, user)
+    whole = len(await chunks_of(db, user))
+    cut = json.dumps(export.conversations)[:-2000]
+    path.write_text(cut)
+    job = await db.fetchval(
+        "INSERT INTO processing_jobs (user_id, storage_path) VALUES ($1, $2) RETURNING id",
+        user,
+        f"file://{path}",
+    )
+    await work_once(database_url, None)
+    row = await db.fetchrow("select * from processing_jobs where id = $1", job)
+    assert row["status"] == "complete"
+    assert json.loads(row["result"])["export"]["damaged"] >= 1
+    assert len(await chunks_of(db, user)) == whole
+
+
+async def test_an_older_export_uploaded_again_neither_replaces_nor_removes(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    new = [
+        conversation(0, [("user", "I prefer tea."), ("assistant", "Good."), ("user", "Very.")]),
+        conversation(1, [("user", "I prefer rain.")]),
+    ]
+    old = [copy.deepcopy(new[0])]
+    old[0]["update_time"] -= 1000
+    old[0]["mapping"]["m-0-0"]["message"]["content"]["parts"] = ["I prefer mud."]
+    user = uuid.uuid4()
+    await passed(db, database_url, tmp_path / "c.json", new, user)
+    before = [dict(c) for c in await chunks_of(db, user)]
+    await passed(db, database_url, tmp_path / "c2.json", old, user)
+    assert [dict(c) for c in await chunks_of(db, user)] == before
+
+
+async def test_chunks_the_app_deleted_are_stored_again(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=3)
+    user = uuid.uuid4()
+    await passed(db, database_url, tmp_path / "c.json", export.conversations, user)
+    count = len(await chunks_of(db, user))
+    await db.execute("delete from conversation_chunks where conversation_id = 'conv-1'")
+    await passed(db, database_url, tmp_path / "c.json", export.conversations, user)
+    assert len(await chunks_of(db, user)) == count
+
+
+async def test_rows_of_the_system_before_are_replaced_conversation_by_conversation(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    user = uuid.uuid4()
+    await db.execute(
+        "insert into conversation_chunks (user_id, conversation_id, content, created_at) values "
+        "($1, 'conv-0', 'old cut', now()), ($1, 'another', 'kept', now())",
+        user,
+    )
+    await passed(
+        db, database_url, tmp_path / "c.json", [conversation(0, [("user", "I prefer tea.")])], user
+    )
+    rows = await chunks_of(db, user)
+    assert [(c["conversation_id"], c["source"]) for c in rows] == [
+        ("another", None),
+        ("conv-0", "chatgpt"),
+    ]
