@@ -1,0 +1,249 @@
+"""The screens of `fullpass status`: made for 80 columns, and as clear without colour."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from daemon.ops.status import CATEGORIES
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Account = dict[str, Any]
+
+_BAR_CELLS = 20
+_STYLES = {
+    "pending": "yellow", "processing": "cyan", "complete": "green", "failed": "red",
+    "cancelled": "magenta",
+}  # fmt: skip
+
+
+def overview_screen(console: Console, account: Account) -> None:
+    """Is it working, on what, what went wrong, what did it cost."""
+    queue, day = account["queue"], account["last_24_hours"]
+    _heading(console, "Queue")
+    line = f"  {queue['processing']} running · {queue['due']} due · {queue['later']} later"
+    if queue["oldest_due_seconds"] is not None:
+        line += f" · the oldest has been due for {_span(queue['oldest_due_seconds'])}"
+    console.print(line, markup=False)
+    for job in account["waiting"]:
+        console.print(f"  waiting  {job['id']}", markup=False)
+        console.print(f"           {job['waiting_for']}", markup=False)
+    if account["running"]:
+        _heading(console, "Running")
+        for job in account["running"]:
+            _running(console, job)
+    _heading(console, "Workers")
+    for worker in account["workers"]:
+        _worker(console, worker)
+    if not account["workers"]:
+        console.print("  none has beaten in the last 10 minutes", markup=False)
+    _heading(console, "Last 24 hours")
+    spend = f"${day['cost_usd']:.4f} for {day['calls']:,} calls"
+    if day["calls_of_unknown_price"]:
+        spend += f" ({day['calls_of_unknown_price']:,} of unknown price not included)"
+    console.print(
+        f"  {day['complete']:,} complete · {day['failed']:,} failed · "
+        f"{day['cancelled']:,} cancelled · {spend}",
+        markup=False,
+    )
+    for job in day["failures"]:
+        console.print(f"  [red]failed[/]   {job['id']}  {_clock(job['completed_at'])}")
+        console.print(f"           {job['error'] or 'no reason noted'}", markup=False)
+
+
+def job_screen(console: Console, job: Account) -> None:
+    """One job: where it is and why, what it read, found and cost, and its timeline."""
+    style = _STYLES.get(job["status"], "bold")
+    console.print(f"[bold]Job {job['id']}[/]  [{style}]{escape(job['status'])}[/]")
+    console.print(f"  {_bar(job['progress'])} {job['progress']:>3}%  {job['step'] or ''}", markup=False)
+    console.print()
+    console.print(Text(job["why"]))
+    console.print()
+    for label, value in _facts_of_job(job):
+        table = Table.grid(padding=(0, 1))
+        table.add_column(width=10, no_wrap=True)
+        table.add_column(overflow="fold")
+        table.add_row(label, Text(value))
+        console.print(table)
+    _timeline(console, job["events"])
+
+
+def facts_screen(console: Console, account: Account) -> None:
+    """A person's facts by category, each with what it rests on."""
+    facts = account["facts"]
+    if not facts:
+        console.print(f"No facts about {account['user_id']}.", markup=False)
+        return
+    by_id = {fact["id"]: fact for fact in facts}
+    for category in CATEGORIES:
+        own = [fact for fact in facts if fact["category"] == category]
+        if not own:
+            continue
+        current = sum(fact["superseded_by"] is None for fact in own)
+        _heading(console, f"{category.title()} ({current} current, {len(own) - current} superseded)")
+        for fact in own:
+            _fact(console, fact, by_id)
+
+
+def _fact(console: Console, fact: Account, by_id: dict[str, Account]) -> None:
+    seen = f"{_day(fact['observed_at'])}, {fact['source']}, {fact['confidence']} confidence"
+    newer = by_id.get(fact["superseded_by"] or "")
+    mark = "-" if newer is None and fact["superseded_by"] is None else "x"
+    console.print(Text(f"{mark} {fact['statement']} ", style="dim" if mark == "x" else "").append(
+        f"({seen})", style="dim"
+    ))  # fmt: skip
+    if newer is not None:
+        console.print(Text(f"    superseded by: {newer['statement']}", style="dim"))
+    for evidence in fact["evidence"] or []:
+        quote = " ".join(str(evidence.get("quote", "")).split())
+        console.print(Text(f"    “{quote}”"))
+        console.print(
+            Text(
+                f"     conversation {evidence.get('conversation_id')}, "
+                f"message {evidence.get('message_id')}",
+                style="dim",
+            )
+        )
+
+
+def _facts_of_job(job: Account) -> list[tuple[str, str]]:
+    """Give the lines between a job's sentence and its timeline."""
+    facts, cost, coverage = job["facts"], job["cost"], job["coverage"]
+    lines = [
+        ("Export", job["storage_path"] or "no storage path"),
+        ("Person", job["user_id"]),
+    ]
+    if job["conversations"] is not None:
+        lines.append((
+            "Read",
+            f"{job['conversations']:,} conversations, {job['messages'] or 0:,} messages"
+            f" ({job['source'] or 'source not known yet'})",
+        ))  # fmt: skip
+    if coverage["chunks"]:
+        kinds = ", ".join(f"{n:,} {outcome}" for outcome, n in job["outcomes"].items())
+        lines.append(("Chunks", f"{coverage['read']:,} of {coverage['chunks']:,} read: {kinds}"))
+    export = job["export"] or {}
+    if export.get("damaged"):
+        places = "; ".join(export.get("damages", [])[:5])
+        lines.append(("Damaged", f"{export['damaged']}: {places}"))
+    if facts["current"] or facts["found"]:
+        kinds = ", ".join(f"{name} {facts['by_category'][name]['current']}" for name in CATEGORIES)
+        lines.append(("Facts", f"{facts['current']:,} current ({kinds})"))
+        lines.append((
+            "", f"{facts['superseded']:,} superseded, {facts['unverified']:,} not believed",
+        ))  # fmt: skip
+    if job["memory"] is not None:
+        sections = "saved" if job["sections"]["saved"] else "not renewed"
+        lines.append((
+            "Memory",
+            f"written by {job['memory']['writer']} at {_clock(job['memory']['saved_at'])}; "
+            f"sections {sections}",
+        ))  # fmt: skip
+    if cost["calls"]:
+        by_purpose = ", ".join(f"{n['calls']} {name}" for name, n in cost["by_purpose"].items())
+        lines.append(("Cost", f"${cost['cost_usd']:.4f}, {cost['calls']} calls ({by_purpose})"))
+        lines.append((
+            "", f"{cost['input_tokens']:,} tokens in, {cost['output_tokens']:,} out",
+        ))  # fmt: skip
+    lines.append((
+        "Attempts",
+        f"{job['attempts']} of {job['max_attempts'] or 5}, {job['crashes']} crashes, "
+        f"lease epoch {job['lease_epoch']}",
+    ))  # fmt: skip
+    if job["profile"]["full_pass_status"] is not None:
+        told = job["profile"]
+        lines.append((
+            "Profile",
+            f"{told['full_pass_status']}, {told['progress_percent'] or 0}%: "
+            f"{told['import_stage'] or 'no stage'}",
+        ))  # fmt: skip
+    return lines
+
+
+def _timeline(console: Console, events: list[Account]) -> None:
+    if not events:
+        return
+    _heading(console, "Timeline (UTC)")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for event in events:
+        data = event["data"] or {}
+        told = ", ".join(
+            f"{name.replace('_', ' ')} {_short(value)}" for name, value in data.items()
+        )
+        step = event["step"] if event["event"].startswith("step.") else ""
+        if event["event"] == "claimed":
+            told = f"attempt {event['attempt']} by {event['worker_id']}"
+        table.add_row(
+            f"  {_clock(event['at'])}", event["event"], Text(" ".join(filter(None, (step, told))))
+        )
+    console.print(table)
+
+
+def _running(console: Console, job: Account) -> None:
+    name = (job["storage_path"] or "no path").rsplit("/", 1)[-1]
+    console.print(f"  {_bar(job['progress'])} {job['progress']:>3}%  {job['id']}", markup=False)
+    told = f"{job['step'] or 'starting'} · {name} · {_span(job['seconds'])} · ${job['cost_usd']:.4f}"
+    console.print(f"  {'':<{_BAR_CELLS}}       {told}", markup=False)
+    if job["lease_expired"]:
+        console.print(
+            f"  {'':<{_BAR_CELLS}}       [red]{escape(job['worker_id'] or 'no worker')} is lost; "
+            "the next claim takes it up[/]"
+        )
+
+
+def _worker(console: Console, worker: Account) -> None:
+    memory = "memory not known"
+    if worker["rss_bytes"] is not None:
+        memory = f"{worker['rss_bytes'] >> 20} MB"
+        if worker["memory_limit_bytes"]:
+            memory += f" of {worker['memory_limit_bytes'] >> 20}"
+    told = (
+        f"{worker['jobs']} jobs · {memory} · calls {worker['llm_in_flight'] or 0} of "
+        f"{worker['llm_limit'] or 0} · beat {_span(worker['beat_seconds'])} ago"
+    )
+    console.print(f"  {worker['worker_id']}  ({worker['version']})", markup=False)
+    console.print(f"    {told}", markup=False)
+    if worker["waiting_for"]:
+        console.print(f"    [yellow]paused: {escape(worker['waiting_for'])}[/]")
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print(f"\n[bold]{escape(text)}[/]")
+
+
+def _bar(percent: int) -> str:
+    filled = round(_BAR_CELLS * min(100, max(0, percent)) / 100)
+    return "█" * filled + "░" * (_BAR_CELLS - filled)
+
+
+def _span(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    seconds = max(0, int(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
+
+
+def _clock(at: str | None) -> str:
+    return "?" if at is None else f"{datetime.fromisoformat(at):%Y-%m-%d %H:%M:%S}"
+
+
+def _day(at: str | None) -> str:
+    return "undated" if at is None else at[:10]
+
+
+def _short(value: object) -> str:
+    text = f"{value:.1f}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 200 else text[:199] + "…"

@@ -1,0 +1,90 @@
+"""`fullpass status`: the queue on one screen, one job's story, a person's facts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import click
+from rich.console import Console
+
+from daemon.cli.screen import facts_screen, job_screen, overview_screen
+from daemon.cli.target import connection_to, known_database, settings_and_logs
+from daemon.errors import GiveUp, UsageError
+from daemon.ops.status import facts_of, job_account, newest_job, overview
+
+if TYPE_CHECKING:
+    from daemon.database import Connection
+
+_WATCH_SECONDS = 2.0
+
+
+def show_status(
+    *, job: UUID | None, user: UUID | None, facts: bool, watch: bool, as_json: bool
+) -> int:
+    """Show what was asked for, once or until Ctrl-C."""
+    if watch and as_json:
+        raise UsageError("--watch and --json exclude each other")
+    if facts and job is None and user is None:
+        raise UsageError("--facts: whose? Name a JOB or give --user")
+    with known_database(settings_and_logs(quiet=True)) as url:
+        try:
+            asyncio.run(_show(url, job=job, user=user, facts=facts, watch=watch, as_json=as_json))
+        except KeyboardInterrupt:
+            if not watch:  # Ctrl-C is how watching ends
+                raise
+    return 0
+
+
+async def _show(
+    url: str, *, job: UUID | None, user: UUID | None, facts: bool, watch: bool, as_json: bool
+) -> None:
+    console = Console(highlight=False)
+    async with connection_to(url) as connection:
+        while True:
+            started = time.monotonic()
+            account = await _account(connection, job=job, user=user, facts=facts)
+            if as_json:
+                click.echo(json.dumps(account, ensure_ascii=False))
+                return
+            if watch:
+                console.clear()
+            _print(console, account)
+            if not watch:
+                return
+            await asyncio.sleep(max(0.1, _WATCH_SECONDS - (time.monotonic() - started)))
+
+
+async def _account(
+    connection: Connection, *, job: UUID | None, user: UUID | None, facts: bool
+) -> dict[str, Any]:
+    """Ask for what is to be shown: the queue, a job, or a person's facts."""
+    if job is None and user is None:
+        return await overview(connection)
+    if job is None and facts:
+        return {"user_id": str(user), "facts": await facts_of(connection, user)}  # type: ignore[arg-type]
+    if job is None:
+        job = await newest_job(connection, user)  # type: ignore[arg-type]
+        if job is None:
+            raise GiveUp(f"{user} has no job: enqueue one with `fullpass enqueue --user {user} …`")
+    account = await job_account(connection, job)
+    if account is None:
+        raise GiveUp(f"{job}: there is no such job")
+    if user is not None and account["user_id"] != str(user):
+        raise GiveUp(f"{job} is not a job of {user}")
+    if facts:
+        person = UUID(account["user_id"])
+        return {"user_id": str(person), "facts": await facts_of(connection, person)}
+    return account
+
+
+def _print(console: Console, account: dict[str, Any]) -> None:
+    if "queue" in account:
+        overview_screen(console, account)
+    elif "events" in account:
+        job_screen(console, account)
+    else:
+        facts_screen(console, account)
