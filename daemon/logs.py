@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from datetime import date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 from urllib.parse import quote
 from uuid import UUID
 
@@ -64,11 +64,25 @@ _registered_pattern: re.Pattern[str] | None = None
 _registering = threading.Lock()
 
 
+class LogStream(Protocol):
+    """What lines are written to: any text file, or something that stands in for one."""
+
+    def write(self, text: str, /) -> object:
+        """Take a whole line, its end included."""
+
+    def flush(self) -> object:
+        """Let what was written be seen."""
+
+    def isatty(self) -> bool:
+        """Whether a person reads along."""
+        ...
+
+
 def configure_logs(
     *,
     log_format: Literal["json", "console"] | None = None,
     level: str = "INFO",
-    stream: TextIO | None = None,
+    stream: LogStream | None = None,
 ) -> None:
     """Send every log line to `stream` (stderr), at `level` and above; third parties at WARNING.
 
@@ -180,7 +194,7 @@ def where(error: BaseException) -> str | None:
 class _Writer:
     """Writes finished lines, whole, from any thread."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: LogStream) -> None:
         self._stream = stream
         self._lock = threading.Lock()
 

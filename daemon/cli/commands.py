@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from uuid import UUID
 
 import click
 
@@ -16,6 +15,7 @@ from daemon import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from uuid import UUID
 
 _Command = TypeVar("_Command", bound="Callable[..., Any]")
 
@@ -54,8 +54,10 @@ or settings.
 """,
 )
 @click.version_option(__version__, prog_name="fullpass")
-@click.option("--debug", is_flag=True, help="On an error, show the traceback too.")
-def fullpass(*, debug: bool) -> None:
+@click.option(
+    "--debug", is_flag=True, expose_value=False, help="On an error, show the traceback too."
+)
+def fullpass() -> None:
     """Turn a whole chat export into durable facts, a MEMORY and profile sections.
 
     Every fact quotes the message it comes from, no model call is paid twice, and what could not be
@@ -133,7 +135,9 @@ Examples:
   fullpass worker --once --json
 """,
 )
-@click.option("--once", is_flag=True, help="End when nothing is due; exit 1 if a job failed or stays.")
+@click.option(
+    "--once", is_flag=True, help="End when nothing is due; exit 1 if a job failed or stays."
+)
 @_json("with --once, what became of the jobs")
 def worker(*, once: bool, as_json: bool) -> int:
     """Work the queue of DATABASE_URL until stopped.
@@ -179,7 +183,9 @@ Examples:
 )
 @_user("Whose export it is.", required=True)
 @click.option("--path", required=True, help="Where it is in Storage: bucket/path/in/bucket.")
-@click.option("--priority", type=click.IntRange(-32768, 32767), default=0, help="Higher goes first.")
+@click.option(
+    "--priority", type=click.IntRange(-32768, 32767), default=0, help="Higher goes first."
+)
 @click.option("--file-type", type=click.Choice(["json", "zip"]), help="Default: looked at.")
 def enqueue(user: UUID, path: str, priority: int, file_type: str | None) -> int:
     """Queue an export and print the job's id, and nothing else.
@@ -207,9 +213,7 @@ Examples:
 @click.option("--facts", is_flag=True, help="List the person's facts with their evidence.")
 @click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
 @_json("it")
-def status(
-    job: UUID | None, user: UUID | None, *, facts: bool, watch: bool, as_json: bool
-) -> int:
+def status(job: UUID | None, user: UUID | None, *, facts: bool, watch: bool, as_json: bool) -> int:
     """Show the queue and its workers, or one job: its timeline and why it is where it is.
 
     Without DATABASE_URL it looks at the database of earlier `fullpass run` commands.

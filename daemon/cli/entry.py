@@ -25,8 +25,14 @@ DONE, FAILED, BAD_USAGE = 0, 1, 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; `arguments` default to those of the process."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given or _debugging()
     try:
-        code = fullpass.main(given, prog_name="fullpass", standalone_mode=False)
+        # --debug is understood wherever it stands, after a command's name too.
+        code = fullpass.main(
+            [word for word in given if word != "--debug"],
+            prog_name="fullpass",
+            standalone_mode=False,
+        )
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -39,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:  # noqa: BLE001 - the last stop of every error: told, never swallowed
-        return _told(error, debug="--debug" in given or _debugging())
+        return _told(error, debug=debug)
     return code if isinstance(code, int) else DONE
 
 

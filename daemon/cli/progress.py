@@ -151,9 +151,7 @@ async def progress_shown(url: str, job_id: UUID, shown: Shown) -> AsyncIterator[
 
 
 @asynccontextmanager
-async def _looking(
-    url: str, job_id: UUID, shown: Shown, display: Display
-) -> AsyncIterator[None]:
+async def _looking(url: str, job_id: UUID, shown: Shown, display: Display) -> AsyncIterator[None]:
     watch = asyncio.create_task(_look(url, job_id, shown, display))
     try:
         yield

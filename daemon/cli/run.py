@@ -14,7 +14,6 @@ import signal
 import stat
 import sys
 import time
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,9 +67,7 @@ class _Ending:
     """By the person, with Ctrl-C or SIGTERM."""
 
 
-def run_export(
-    export: Path, *, out: Path, user: UUID | None, as_json: bool, verbose: bool
-) -> int:
+def run_export(export: Path, *, out: Path, user: UUID | None, as_json: bool, verbose: bool) -> int:
     """Run a pass over an export file; return the exit code."""
     export = readable(export)
     settings = _settings(verbose=verbose)
@@ -282,8 +279,8 @@ def _print_memory(memory: str) -> None:
     if not sys.stdout.isatty():
         click.echo(memory, nl=False)
         return
-    from rich.console import Console  # noqa: PLC0415 - only where somebody looks
-    from rich.markdown import Markdown  # noqa: PLC0415
+    from rich.console import Console
+    from rich.markdown import Markdown
 
     Console().print(Markdown(memory))
     click.echo()

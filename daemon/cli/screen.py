@@ -24,7 +24,7 @@ _STYLES = {
 
 
 def overview_screen(console: Console, account: Account) -> None:
-    """Is it working, on what, what went wrong, what did it cost."""
+    """Show whether it works, on what, what went wrong and what it cost."""
     queue, day = account["queue"], account["last_24_hours"]
     _heading(console, "Queue")
     line = f"  {queue['processing']} running · {queue['due']} due · {queue['later']} later"
@@ -58,10 +58,12 @@ def overview_screen(console: Console, account: Account) -> None:
 
 
 def job_screen(console: Console, job: Account) -> None:
-    """One job: where it is and why, what it read, found and cost, and its timeline."""
+    """Show one job: where it is and why, what it read, found and cost, its timeline."""
     style = _STYLES.get(job["status"], "bold")
     console.print(f"[bold]Job {job['id']}[/]  [{style}]{escape(job['status'])}[/]")
-    console.print(f"  {_bar(job['progress'])} {job['progress']:>3}%  {job['step'] or ''}", markup=False)
+    console.print(
+        f"  {_bar(job['progress'])} {job['progress']:>3}%  {job['step'] or ''}", markup=False
+    )
     console.print()
     console.print(Text(job["why"]))
     console.print()
@@ -75,7 +77,7 @@ def job_screen(console: Console, job: Account) -> None:
 
 
 def facts_screen(console: Console, account: Account) -> None:
-    """A person's facts by category, each with what it rests on."""
+    """Show a person's facts by category, each with what it rests on."""
     facts = account["facts"]
     if not facts:
         console.print(f"No facts about {account['user_id']}.", markup=False)
@@ -86,7 +88,9 @@ def facts_screen(console: Console, account: Account) -> None:
         if not own:
             continue
         current = sum(fact["superseded_by"] is None for fact in own)
-        _heading(console, f"{category.title()} ({current} current, {len(own) - current} superseded)")
+        _heading(
+            console, f"{category.title()} ({current} current, {len(own) - current} superseded)"
+        )
         for fact in own:
             _fact(console, fact, by_id)
 
@@ -113,56 +117,42 @@ def _fact(console: Console, fact: Account, by_id: dict[str, Account]) -> None:
 
 
 def _facts_of_job(job: Account) -> list[tuple[str, str]]:
-    """Give the lines between a job's sentence and its timeline."""
-    facts, cost, coverage = job["facts"], job["cost"], job["coverage"]
-    lines = [
-        ("Export", job["storage_path"] or "no storage path"),
-        ("Person", job["user_id"]),
-    ]
+    """Give the lines between a job's sentence and its timeline, each with its label."""
+    lines: list[tuple[str, str]] = []
+
+    def add(label: str, text: str) -> None:
+        lines.append((label, text))
+
+    add("Export", job["storage_path"] or "no storage path")
+    add("Person", job["user_id"])
     if job["conversations"] is not None:
-        lines.append((
-            "Read",
-            f"{job['conversations']:,} conversations, {job['messages'] or 0:,} messages"
-            f" ({job['source'] or 'source not known yet'})",
-        ))  # fmt: skip
+        read = f"{job['conversations']:,} conversations, {job['messages'] or 0:,} messages"
+        add("Read", f"{read} ({job['source'] or 'source not known yet'})")
+    coverage, facts, cost = job["coverage"], job["facts"], job["cost"]
     if coverage["chunks"]:
         kinds = ", ".join(f"{n:,} {outcome}" for outcome, n in job["outcomes"].items())
-        lines.append(("Chunks", f"{coverage['read']:,} of {coverage['chunks']:,} read: {kinds}"))
+        add("Chunks", f"{coverage['read']:,} of {coverage['chunks']:,} read: {kinds}")
     export = job["export"] or {}
     if export.get("damaged"):
-        places = "; ".join(export.get("damages", [])[:5])
-        lines.append(("Damaged", f"{export['damaged']}: {places}"))
+        add("Damaged", f"{export['damaged']}: {'; '.join(export.get('damages', [])[:5])}")
     if facts["current"] or facts["found"]:
         kinds = ", ".join(f"{name} {facts['by_category'][name]['current']}" for name in CATEGORIES)
-        lines.append(("Facts", f"{facts['current']:,} current ({kinds})"))
-        lines.append((
-            "", f"{facts['superseded']:,} superseded, {facts['unverified']:,} not believed",
-        ))  # fmt: skip
+        add("Facts", f"{facts['current']:,} current ({kinds})")
+        add("", f"{facts['superseded']:,} superseded, {facts['unverified']:,} not believed")
     if job["memory"] is not None:
-        sections = "saved" if job["sections"]["saved"] else "not renewed"
-        lines.append((
-            "Memory",
-            f"written by {job['memory']['writer']} at {_clock(job['memory']['saved_at'])}; "
-            f"sections {sections}",
-        ))  # fmt: skip
+        saved = f"written by {job['memory']['writer']} at {_clock(job['memory']['saved_at'])}"
+        add("Memory", f"{saved}; sections {'saved' if job['sections']['saved'] else 'not renewed'}")
     if cost["calls"]:
         by_purpose = ", ".join(f"{n['calls']} {name}" for name, n in cost["by_purpose"].items())
-        lines.append(("Cost", f"${cost['cost_usd']:.4f}, {cost['calls']} calls ({by_purpose})"))
-        lines.append((
-            "", f"{cost['input_tokens']:,} tokens in, {cost['output_tokens']:,} out",
-        ))  # fmt: skip
-    lines.append((
-        "Attempts",
-        f"{job['attempts']} of {job['max_attempts'] or 5}, {job['crashes']} crashes, "
-        f"lease epoch {job['lease_epoch']}",
-    ))  # fmt: skip
-    if job["profile"]["full_pass_status"] is not None:
-        told = job["profile"]
-        lines.append((
-            "Profile",
-            f"{told['full_pass_status']}, {told['progress_percent'] or 0}%: "
-            f"{told['import_stage'] or 'no stage'}",
-        ))  # fmt: skip
+        add("Cost", f"${cost['cost_usd']:.4f}, {cost['calls']} calls ({by_purpose})")
+        add("", f"{cost['input_tokens']:,} tokens in, {cost['output_tokens']:,} out")
+    used = f"{job['attempts']} of {job['max_attempts'] or 5}, {job['crashes']} crashes"
+    add("Attempts", f"{used}, lease epoch {job['lease_epoch']}")
+    profile = job["profile"]
+    if profile["full_pass_status"] is not None:
+        percent = f"{profile['progress_percent'] or 0}%"
+        stage = profile["import_stage"] or "no stage"
+        add("Profile", f"{profile['full_pass_status']}, {percent}: {stage}")
     return lines
 
 
@@ -191,7 +181,9 @@ def _timeline(console: Console, events: list[Account]) -> None:
 def _running(console: Console, job: Account) -> None:
     name = (job["storage_path"] or "no path").rsplit("/", 1)[-1]
     console.print(f"  {_bar(job['progress'])} {job['progress']:>3}%  {job['id']}", markup=False)
-    told = f"{job['step'] or 'starting'} · {name} · {_span(job['seconds'])} · ${job['cost_usd']:.4f}"
+    told = (
+        f"{job['step'] or 'starting'} · {name} · {_span(job['seconds'])} · ${job['cost_usd']:.4f}"
+    )
     console.print(f"  {'':<{_BAR_CELLS}}       {told}", markup=False)
     if job["lease_expired"]:
         console.print(

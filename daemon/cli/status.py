@@ -14,7 +14,8 @@ from rich.console import Console
 from daemon.cli.screen import facts_screen, job_screen, overview_screen
 from daemon.cli.target import connection_to, known_database, settings_and_logs
 from daemon.errors import GiveUp, UsageError
-from daemon.ops.status import facts_of, job_account, newest_job, overview
+from daemon.ops.overview import overview
+from daemon.ops.status import facts_of, job_account, newest_job
 
 if TYPE_CHECKING:
     from daemon.database import Connection

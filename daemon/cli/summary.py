@@ -115,7 +115,9 @@ def _notes(report: dict[str, Any]) -> list[str]:
             "MEMORY.md is the one a model wrote earlier: an offline one never replaces it."
         )
     if sections.get("saved") is False:
-        notes.append(f"The sections were not renewed: {sections.get('detail') or 'no reason noted'}.")
+        notes.append(
+            f"The sections were not renewed: {sections.get('detail') or 'no reason noted'}."
+        )
     if report["provider"] == "offline":
         notes.append(
             "No model was used: these facts come from plain English statements only. For a full "
@@ -138,7 +140,9 @@ def _entry(label: str, texts: list[str]) -> list[str]:
             break_on_hyphens=False,
         )
     labels = [label] + [""] * len(lines)
-    return [f"  {name:<{_INDENT - 2}}{line}".rstrip() for name, line in zip(labels, lines, strict=False)]
+    return [
+        f"  {name:<{_INDENT - 2}}{line}".rstrip() for name, line in zip(labels, lines, strict=False)
+    ]
 
 
 def _duration(seconds: float) -> str:

@@ -1,11 +1,11 @@
-"""What a command works on: settings, logs and a database, each with one line when it is not there."""
+"""What a command works on: settings, logs and a database, or one line on what is missing."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import asyncpg
 
@@ -64,7 +64,7 @@ def settings_and_logs(*, quiet: bool = False, **overrides: Any) -> Settings:
     configure_logs(
         log_format=settings.log_format,
         level=level,
-        stream=CurrentStderr(),  # type: ignore[arg-type] - the part of TextIO that a log uses
+        stream=cast("TextIO", CurrentStderr()),  # the part of it that a log uses
     )
     return settings
 

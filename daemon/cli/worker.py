@@ -20,7 +20,7 @@ from daemon.cli.target import (
 )
 from daemon.errors import TryAgain
 from daemon.logs import get_logger
-from daemon.ops.status import due_jobs
+from daemon.ops.overview import due_jobs
 from daemon.worker import Worker
 
 if TYPE_CHECKING:

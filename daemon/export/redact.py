@@ -17,15 +17,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+def _has_digit(secret: str) -> bool:
+    return any(c.isdigit() for c in secret)
+
+
 class _Rule(NamedTuple):
-    """`needles` of which one must occur; `secret` is the group of the match to replace."""
+    """`needle` must occur for the pattern to be tried; its group `secret` is what is replaced."""
 
-    kind: str
-    needles: tuple[str, ...]
+    needle: str
     pattern: re.Pattern[str]
-    accept: Callable[[str], bool] | None = None
+    accept: Callable[[str], bool] = _has_digit
+    kind: str = "api-key"
 
 
+_LONGEST_TOKEN = 8_000
 _END = r"(?![A-Za-z0-9_])"
 _BEGIN = r"(?<![A-Za-z0-9_])"
 
@@ -58,56 +63,67 @@ def _random(secret: str) -> bool:
 
 
 _KEYS = (
-    _Rule(
-        "api-key",
-        ("sk-",),
-        _token(r"sk-(?:[a-z]{2,12}\d{0,2}-){0,3}[A-Za-z0-9_\-]{20,}+"),
-        _mixed,
-    ),
-    _Rule("api-key", ("AKIA", "ASIA"), _token(r"(?:AKIA|ASIA)[A-Z0-9]{16}")),
-    _Rule("api-key", ("AIza",), _token(r"AIza[A-Za-z0-9_\-]{35}")),
-    _Rule("api-key", ("glpat-",), _token(r"glpat-[A-Za-z0-9_\-]{20,}+")),
-    _Rule("api-key", ("xox", "xapp-"), _token(r"(?:xox[abeoprs]|xapp)-[A-Za-z0-9\-]{10,}+")),
-    _Rule("jwt", ("eyJ",), _token(r"eyJ[A-Za-z0-9_\-]{8,}+(?:\.[A-Za-z0-9_\-]{8,}+){2}")),
+    _Rule("sk-", _token(r"sk-(?:[a-z]{2,12}\d{0,2}-){0,3}[A-Za-z0-9_\-]{20,}+"), _mixed),
+    _Rule("AKIA", _token(r"AKIA[A-Z0-9]{16}")),
+    _Rule("ASIA", _token(r"ASIA[A-Z0-9]{16}"), _mixed),
+    _Rule("AIza", _token(r"AIza[A-Za-z0-9_\-]{35}")),
+    _Rule("glpat-", _token(r"glpat-[A-Za-z0-9_\-]{20,}+")),
+    _Rule("xox", _token(r"xox[abeoprs]-[A-Za-z0-9\-]{10,}+")),
+    _Rule("eyJ", _token(r"eyJ[A-Za-z0-9_\-]{8,}+(?:\.[A-Za-z0-9_\-]{8,}+){2}"), kind="jwt"),
 )
+# All of these hold an underscore, which prose does not.
 _UNDERSCORED = (
-    _Rule("api-key", ("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), _token(r"gh[opusr]_[A-Za-z0-9]{36,}+")),
-    _Rule("api-key", ("github_pat_",), _token(r"github_pat_[A-Za-z0-9_]{22,}+")),
-    _Rule("api-key", ("sb_",), _token(r"sb_secret_[A-Za-z0-9_\-]{20,}+")),
-    _Rule("api-key", ("_live_", "_test_"), _token(r"(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{16,}+"), _mixed),
-    _Rule("api-key", ("whsec_",), _token(r"whsec_[A-Za-z0-9+/=]{24,}+"), _mixed),
-    _Rule("api-key", ("npm_",), _token(r"npm_[A-Za-z0-9]{36}")),
-    _Rule("api-key", ("hf_",), _token(r"hf_[A-Za-z0-9]{30,}+"), _mixed),
-    _Rule("api-key", ("sbp_",), _token(r"sbp_[0-9a-f]{40}")),
-    _Rule("api-key", ("gsk_",), _token(r"gsk_[A-Za-z0-9]{40,}+"), _mixed),
-)  # fmt: skip
+    *(_Rule(f"gh{kind}_", _token(rf"gh{kind}_[A-Za-z0-9]{{36,}}+")) for kind in "pousr"),
+    _Rule("github_pat_", _token(r"github_pat_[A-Za-z0-9_]{22,}+")),
+    _Rule("sb_secret_", _token(r"sb_secret_[A-Za-z0-9_\-]{20,}+")),
+    _Rule("_live_", _token(r"[rs]k_live_[A-Za-z0-9]{16,}+")),
+    _Rule("_test_", _token(r"[rs]k_test_[A-Za-z0-9]{16,}+")),
+    _Rule("whsec_", _token(r"whsec_[A-Za-z0-9+/=]{24,}+")),
+    _Rule("npm_", _token(r"npm_[A-Za-z0-9]{36}")),
+    _Rule("hf_", _token(r"hf_[A-Za-z0-9]{30,}+")),
+    _Rule("sbp_", _token(r"sbp_[0-9a-f]{40}")),
+    _Rule("gsk_", _token(r"gsk_[A-Za-z0-9]{40,}+")),
+)
 
 # --- passwords and secrets after a cue
 # A cue is found by a plain search in the lower-cased text; what follows it by an anchored match.
 
-_PASSWORD_CUES = (
-    "password", "passwd", "passwort", "pwd", "passphrase", "passcode", "kennwort", "contraseña",
-    "senha", "mot de passe", "wachtwoord", "hasło", "пароль", "密码", "密碼", "パスワード", "비밀번호",
-)  # fmt: skip
+# Stems, so that few searches cover many words: the match that follows finishes the word.
+
+_PASSWORD_STEMS = {
+    "pass": re.compile(r"w(?:or[dt]|d)|phrase|code|e(?<=mot de passe)"),
+    "pwd": re.compile(r""),
+    "kennwort": re.compile(r""),
+    "contrase": re.compile(r"ña|na"),
+    "senha": re.compile(r"(?!\w)"),
+    "wachtwoord": re.compile(r""),
+    "hasło": re.compile(r""),
+    "парол": re.compile(r"[^\W_]{1,2}"),
+    "密码": re.compile(r""),
+    "密碼": re.compile(r""),
+    "パスワード": re.compile(r""),
+    "비밀번호": re.compile(r""),
+}
 _VALUE = r"(?P<quote>[\"'`]?)(?P<secret>[^\s\"'`,;<>()\[\]{}]{4,128}+)"
 _ASSIGNED = re.compile(
     r"[A-Za-z0-9_]{0,12}+[\"'`*]{0,3}+[ \t]{0,4}+(?::=|=|:)\*{0,2}+[ \t]{0,4}+" + _VALUE
 )
 _SAID = re.compile(
     r"[^\n.?!:=\"'`]{0,30}?(?:[ \t](?:is|was|ist|lautet|es|é|è|est|to|jest)\b[ \t]{0,3}+:?+"
-    r"|[ \t]{0,3}[:：=—])[ \t]{0,3}+" + _VALUE,
+    r"|[ \t]{0,3}[:\uff1a=—])[ \t]{0,3}+" + _VALUE,
     re.IGNORECASE,
 )
-_SAID_UNSPACED = re.compile(r"[^\n。：:]{0,8}?[是为為は는은:：][ \t]{0,3}+" + _VALUE)
+_SAID_UNSPACED = re.compile(r"[^\n。\uff1a:]{0,8}?[是为為は는은:\uff1a][ \t]{0,3}+" + _VALUE)
 _OWNER = re.compile(r"\b(?:my|our|meine?|mi|mon|ma|minha|mijn)\b[^\n.?!:=]{0,30}$", re.IGNORECASE)
 
-_SECRET_CUES = (
-    "api_key", "apikey", "api-key", "access_key", "accesskey", "access-key", "secret", "token",
-    "bearer",
-)  # fmt: skip
+_SECRET_STEMS = ("key", "secret", "token", "bearer")
+_KEY_OWNER = re.compile(
+    r"(?:api|access|auth|private|account|service|master|encryption|client|app)[_\- ]?$",
+    re.IGNORECASE,
+)
 _SECRET = re.compile(
-    r"[A-Za-z0-9_\-]{0,16}+[\"']?+[ \t]{0,4}+(?::=|=|:)?+[ \t]{0,4}+[\"'`]?+"
-    r"(?P<secret>[A-Za-z0-9+/_\-=.~]{20,512}+)(?=[\s\"'`,;)\]}]|$)"
+    r"[A-Za-z_\-]{0,16}+[\"']?+[ \t]{0,4}+(?::=|=|:)?+[ \t]{0,4}+[\"'`]?+"
+    r"(?P<secret>[A-Za-z0-9+/_\-=~]{20,512}+)(?=[\s\"'`,;)\]}]|$)"
 )
 
 _PLACEHOLDER = re.compile(
@@ -182,11 +198,12 @@ def _is_card(text: str) -> bool:
     return total % 10 == 0
 
 
-_CARDS = _Rule("card", (), _CARD, _is_card)
+_CARDS = _Rule("", _CARD, _is_card, kind="card")
 
 _PEM_BEGIN = re.compile(r"-----BEGIN (?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----")
 _PEM_BODY = re.compile(
-    r"(?:[A-Za-z0-9+/=]{16,}+|[A-Z][A-Za-z\-]{2,30}: ?[^\n\\]{0,100}+|[=A-Za-z0-9+/]{1,15}+(?=\s|\\|$)|\\[nr]|\s)*+"
+    r"(?:[A-Za-z0-9+/=]{16,}+|[A-Z][A-Za-z\-]{2,30}: ?[^\n\\]{0,100}+"
+    r"|[=A-Za-z0-9+/]{1,15}+(?=\s|\\|$)|\\[nr]|\s)*+"
 )
 
 
@@ -208,18 +225,19 @@ def _private_keys(text: str) -> Iterator[tuple[int, int, str]]:
 
 def _found(rule: _Rule, text: str) -> Iterator[tuple[int, int, str]]:
     for match in rule.pattern.finditer(text):
-        if rule.accept is None or rule.accept(match.group("secret")):
+        secret = match.group("secret")
+        if len(secret) <= _LONGEST_TOKEN and rule.accept(secret):
             yield *match.span("secret"), rule.kind
 
 
 def _spans(text: str) -> Iterator[tuple[int, int, str]]:
     """Find every secret; spans may overlap."""
     for rule in _KEYS:
-        if any(needle in text for needle in rule.needles):
+        if rule.needle in text:
             yield from _found(rule, text)
     if "_" in text:
         for rule in _UNDERSCORED:
-            if any(needle in text for needle in rule.needles):
+            if rule.needle in text:
                 yield from _found(rule, text)
     if "PRIVATE KEY" in text:
         yield from _private_keys(text)
@@ -237,22 +255,24 @@ def _cued(text: str) -> Iterator[tuple[int, int, str]]:
     lower = text.lower()
     if len(lower) != len(text):  # a few letters grow when lower-cased, and places would shift
         lower = "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
-    for cue in _PASSWORD_CUES:
-        at = lower.find(cue)
+    for stem, rest in _PASSWORD_STEMS.items():
+        at = lower.find(stem)
         while at >= 0:
-            at += len(cue)
-            found = _password(text, at - len(cue), at)
-            if found is not None:
-                yield *found, "password"
-            at = lower.find(cue, at)
-    for cue in _SECRET_CUES:
-        at = lower.find(cue)
+            word = rest.match(lower, at + len(stem))
+            if word is not None:
+                found = _password(text, at, word.end())
+                if found is not None:
+                    yield *found, "password"
+            at = lower.find(stem, at + len(stem))
+    for stem in _SECRET_STEMS:
+        at = lower.find(stem)
         while at >= 0:
-            at += len(cue)
-            match = _SECRET.match(text, at)
+            named = stem != "key" or _KEY_OWNER.search(text, max(0, at - 12), at) is not None
+            at += len(stem)
+            match = _SECRET.match(text, at) if named else None
             if match is not None and _random(match.group("secret")):
                 yield *match.span("secret"), "api-key"
-            at = lower.find(cue, at)
+            at = lower.find(stem, at)
 
 
 def _password(text: str, start: int, end: int) -> tuple[int, int] | None:

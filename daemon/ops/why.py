@@ -82,8 +82,13 @@ def _processing(job: Account) -> str:
             "on from what is saved."
         )
     if job["cancel_requested_at"] is not None:
-        return f"It was asked to stop at {_time(job['cancel_requested_at'])}; it does so at its next call."
-    waits = f"; its worker waits for: {_clause(job['worker_waits_for'])}" if job["worker_waits_for"] else ""
+        asked = _time(job["cancel_requested_at"])
+        return f"It was asked to stop at {asked}; it does so at its next call."
+    waits = (
+        f"; its worker waits for: {_clause(job['worker_waits_for'])}"
+        if job["worker_waits_for"]
+        else ""
+    )
     read = ""
     if job["step"] == "extract_facts" and job["coverage"]["chunks"]:
         read = f" with {job['coverage']['read']} of {job['coverage']['chunks']} chunks read"
@@ -97,10 +102,9 @@ def _processing(job: Account) -> str:
 
 def _complete(job: Account) -> str:
     coverage, facts = job["coverage"], job["facts"]
-    parts = [
-        f"It is done since {_time(job['completed_at'])}: {coverage['read']} of "
-        f"{coverage['chunks']} chunks read, {facts['current']} current facts"
-    ]
+    done = f"It is done since {_time(job['completed_at'])}"
+    read = f"{coverage['read']} of {coverage['chunks']} chunks read"
+    parts = [f"{done}: {read}, {facts['current']} current facts"]
     export = job["export"] or {}
     if export.get("damaged"):
         places = "place" if export["damaged"] == 1 else "places"
@@ -113,15 +117,18 @@ def _complete(job: Account) -> str:
     if memory.get("applied") is False:
         parts.append("the offline MEMORY did not replace the one a model wrote")
     if sections.get("saved") is False:
-        parts.append(f"sections not renewed ({_clause(sections.get('detail') or 'no reason noted')})")
+        parts.append(
+            f"sections not renewed ({_clause(sections.get('detail') or 'no reason noted')})"
+        )
     if result.get("provider") == "offline":
         parts.append("no model was used")
     return "; ".join(parts) + ". Nothing more happens."
 
 
 def _failed(job: Account) -> str:
+    reason = _clause(job["error"] or "no reason noted")
     return (
-        f"It failed for good at {_time(job['completed_at'])}: {_clause(job['error'] or 'no reason noted')}; "
+        f"It failed for good at {_time(job['completed_at'])}: {reason}; "
         f"what was saved stays, and `fullpass retry {job['id']}` goes on from there once the cause "
         "is mended."
     )

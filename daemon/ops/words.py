@@ -21,12 +21,13 @@ with own as (
     order by c.conversation_id, m.message_id, m.start
 )
 select count(*) as own,
-       count(*) filter (where words ~ '^[^.!?。！？]*[?？]\s*$') as questions,
+       count(*) filter (where words ~ '^[^.!?\u3002\uff01\uff1f]*[?\uff1f]\s*$') as questions,
        count(*) filter (
            where length(regexp_replace(words, '[\x20-\x7e\s]', '', 'g')) > length(words) / 3
        ) as foreign_script,
        count(*) filter (
-           where words ~* '\m(i|my|me|we|our|i''m|i’m)\M' and words !~ '^[^.!?。！？]*[?？]\s*$'
+           where words ~* '\m(i|my|me|we|our)\M'
+             and words !~ '^[^.!?\u3002\uff01\uff1f]*[?\uff1f]\s*$'
        ) as first_person
 from own
 """
@@ -39,7 +40,10 @@ async def no_facts_because(connection: Connection, job: dict[str, Any]) -> str:
         return "the export holds no conversation that may be read."
     row = await connection.fetchrow(_OWN_WORDS, UUID(job["user_id"]), job["source"] or "")
     own = 0 if row is None else row["own"]
-    held = f"The export holds {_count(conversations, 'conversation')} with {_count(messages, 'message')}"
+    held = (
+        f"The export holds {_count(conversations, 'conversation')} with "
+        f"{_count(messages, 'message')}"
+    )
     if row is None or not own:
         return f"{held}, none of them in the person's own words."
     head = f"{held}, {own} of them in the person's own words"
@@ -50,14 +54,14 @@ async def no_facts_because(connection: Connection, job: dict[str, Any]) -> str:
     kinds = [
         f"{row['questions']} only ask a question" if row["questions"] else "",
         f"{row['foreign_script']} are not in English" if row["foreign_script"] else "",
-        f"{row['first_person']} speak in the first person" if row["first_person"] else "none speaks "
-        "in the first person outside a question",
+        f"{row['first_person'] or 'none of them'} state something in the first person",
     ]
     counted = ", ".join(kind for kind in kinds if kind)
     if (job["result"] or {}).get("provider") == "offline":
         return (
-            f"{head}: {counted}. Without a model only plain English statements about oneself are "
-            "recognised (preferences, projects, dates, beliefs, decisions), and none of these is one."
+            f"{head}: {counted}. Without a model only plain English statements about oneself "
+            "(preferences, projects, dates, beliefs, decisions) are recognised, and none of these "
+            "is one."
         )
     return f"{head}: {counted}. The model found nothing durable about the person in them."
 

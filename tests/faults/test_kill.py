@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-import subprocess
 import uuid
 from typing import TYPE_CHECKING
 
@@ -30,9 +29,12 @@ MIB = 1024 * 1024
 
 def finish(database_url: str, llm_url: str) -> None:
     """Run a worker process to its end; it must succeed."""
-    with worker_process(
-        database_url, llm_url, "--once", fact_extraction_concurrency=CONCURRENCY
-    ) as worker, limited(worker.pid, 256 * MIB):
+    with (
+        worker_process(
+            database_url, llm_url, "--once", fact_extraction_concurrency=CONCURRENCY
+        ) as worker,
+        limited(worker.pid, 256 * MIB),
+    ):
         _, err = worker.communicate(timeout=90)
         assert worker.returncode == 0, err.decode()[-3000:]
 
@@ -71,9 +73,12 @@ async def test_a_pass_killed_at_a_random_call_ends_as_an_undisturbed_one_and_pay
     paid_before_kill = random.Random(seed).randrange(0, 12)
     with AnthropicServer(truth=export.truth) as server:
         server.hold(after_calls=paid_before_kill)
-        with worker_process(
-            database_url, server.url, "--once", fact_extraction_concurrency=CONCURRENCY
-        ) as worker, limited(worker.pid, 256 * MIB):
+        with (
+            worker_process(
+                database_url, server.url, "--once", fact_extraction_concurrency=CONCURRENCY
+            ) as worker,
+            limited(worker.pid, 256 * MIB),
+        ):
             await server.until(in_flight=1, timeout_seconds=40)
             worker.send_signal(signal.SIGKILL)
             worker.wait()

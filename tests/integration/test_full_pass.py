@@ -66,7 +66,9 @@ async def test_one_plain_insert_becomes_a_memory_that_holds_every_planted_fact(
         assert not missing
         for column in ("soul_md", "identity_md", "user_md", "agents_md", "tools_md"):
             assert isinstance(json.loads(profile[column]), dict)
-        assert profile["soulprint_text"].index("## Soul") < profile["soulprint_text"].index("# MEMORY")
+        assert profile["soulprint_text"].index("## Soul") < profile["soulprint_text"].index(
+            "# MEMORY"
+        )
         ledger = await db.fetchrow(
             "select count(*) as calls, sum(input_tokens) as tokens from fullpass.llm_calls "
             "where job_id = $1",
@@ -178,8 +180,12 @@ async def test_a_later_answer_supersedes_an_earlier_one_and_both_stay_known(
     path.write_text(
         json.dumps(
             [
-                conversation(0, [("user", "I live in Porto, near the river."), ("assistant", "Nice.")]),
-                conversation(9, [("user", "I live in Ghent now, by the canal."), ("assistant", "Oh.")]),
+                conversation(
+                    0, [("user", "I live in Porto, near the river."), ("assistant", "Nice.")]
+                ),
+                conversation(
+                    9, [("user", "I live in Ghent now, by the canal."), ("assistant", "Oh.")]
+                ),
             ]
         )
     )
@@ -209,9 +215,7 @@ async def test_sections_that_fail_leave_yesterdays_and_the_pass_still_completes(
 ) -> None:
     export = planted_export(conversations=3)
     user = uuid.uuid4()
-    await db.execute(
-        "insert into user_profiles (user_id, soul_md) values ($1, 'yesterday')", user
-    )
+    await db.execute("insert into user_profiles (user_id, soul_md) values ($1, 'yesterday')", user)
     job = await insert_job(db, export.write(tmp_path / "c.json"), user)
     with AnthropicServer(truth=export.truth) as server:
         server.behave(faults={"malformed": 1.0}, fault_purposes=("sections",))

@@ -107,9 +107,7 @@ async def test_dates_follow_the_contract_and_are_never_now(
         if node["message"]:
             node["message"]["create_time"] = None
     recent = conversation(3, [("user", "I prefer snow.")])
-    recent["create_time"] = (
-        await db.fetchval("select extract(epoch from now())::float8 - 86400")
-    )
+    recent["create_time"] = await db.fetchval("select extract(epoch from now())::float8 - 86400")
     user = uuid.uuid4()
     await passed(db, database_url, tmp_path / "c.json", [dated, undated, nothing, recent], user)
     rows = {c["conversation_id"]: c for c in await chunks_of(db, user)}
@@ -122,9 +120,7 @@ async def test_dates_follow_the_contract_and_are_never_now(
     assert [rows[f"conv-{n}"]["is_recent"] for n in range(4)] == [False, False, False, True]
 
 
-async def test_sources_never_replace_each_other(
-    db: Any, database_url: str, tmp_path: Path
-) -> None:
+async def test_sources_never_replace_each_other(db: Any, database_url: str, tmp_path: Path) -> None:
     claude = [
         {
             "uuid": "claude-1", "name": "Plans", "created_at": "2025-01-14T09:30:00Z",
@@ -150,9 +146,7 @@ async def test_sources_never_replace_each_other(
     assert "jazz" in memory
 
 
-async def test_a_damaged_export_removes_nothing(
-    db: Any, database_url: str, tmp_path: Path
-) -> None:
+async def test_a_damaged_export_removes_nothing(db: Any, database_url: str, tmp_path: Path) -> None:
     export = planted_export(conversations=5)
     user = uuid.uuid4()
     path = tmp_path / "c.json"

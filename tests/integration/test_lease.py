@@ -37,7 +37,9 @@ async def inserted(pool: Pool, user: uuid.UUID | None = None, **columns: Any) ->
     )
 
 
-async def claimed(pool: Pool, worker: str = "w1", *, lease_seconds: float = 60.0) -> jobs.Job | None:
+async def claimed(
+    pool: Pool, worker: str = "w1", *, lease_seconds: float = 60.0
+) -> jobs.Job | None:
     return await jobs.claim(pool, worker_id=worker, lease_seconds=lease_seconds, version="test")
 
 
@@ -171,9 +173,7 @@ async def test_a_users_jobs_beyond_the_days_allowance_wait_until_tomorrow_and_sa
     for _ in range(3):
         await inserted(pool, user)
     for _ in range(2):
-        job = await jobs.claim(
-            pool, worker_id="w", lease_seconds=60, version="t", daily_limit=2
-        )
+        job = await jobs.claim(pool, worker_id="w", lease_seconds=60, version="t", daily_limit=2)
         assert job is not None
         await jobs.complete(pool, job, result={}, cost={})
     assert (
@@ -324,9 +324,10 @@ async def test_the_heartbeat_renews_reports_and_learns_of_loss_and_cancellation(
         since = kept.last_progress
         await until(lambda: asyncio.get_running_loop().time() > since + 2.0 or not kept.trusted)
         kept.check()
-        assert await pool.fetchval(
-            "select rss_bytes from fullpass.workers where worker_id = 'w1'"
-        ) == 123
+        assert (
+            await pool.fetchval("select rss_bytes from fullpass.workers where worker_id = 'w1'")
+            == 123
+        )
         await pool.execute("select fullpass.cancel($1)", first.id)
         await until(lambda: _raises(kept, Cancelled))
     finally:

@@ -91,7 +91,9 @@ async def test_production_tables_keep_every_row_and_gain_what_the_contract_names
     each_postgres_empty_url: str,
 ) -> None:
     db, user = await in_production(each_postgres_empty_url)
-    before = await db.fetch("select id, status, progress, attempts from processing_jobs order by id")
+    before = await db.fetch(
+        "select id, status, progress, attempts from processing_jobs order by id"
+    )
     try:
         await migrations.apply(each_postgres_empty_url)
         assert before == await db.fetch(
@@ -124,7 +126,9 @@ async def test_production_tables_keep_every_row_and_gain_what_the_contract_names
         await db.execute("update processing_jobs set status = 'failed' where status = 'processing'")
         job = await db.fetchrow("select * from fullpass.claim('w', 60, 'v')")
         await db.execute(
-            "select fullpass.complete($1, $2, '{}', '{\"calls\": 1}')", job["id"], job["lease_epoch"]
+            "select fullpass.complete($1, $2, '{}', '{\"calls\": 1}')",
+            job["id"],
+            job["lease_epoch"],
         )
         assert await db.fetchval("select import_cost_json from user_profiles") == '{"calls": 1}'
     finally:
@@ -156,7 +160,9 @@ async def test_rows_that_prevent_an_index_are_named_and_everything_else_is_appli
         await db.execute(
             "insert into processing_jobs (user_id, status) values ($1, 'processing')", user
         )
-        twins = await db.fetch("select id from processing_jobs where storage_path = 'exports/a.zip'")
+        twins = await db.fetch(
+            "select id from processing_jobs where storage_path = 'exports/a.zip'"
+        )
         with pytest.raises(migrations.MigrationsBlocked) as blocked:
             await migrations.apply(each_postgres_empty_url)
         said = "\n".join(blocked.value.problems)

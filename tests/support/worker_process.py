@@ -27,7 +27,7 @@ QUICK = {
 def environment(database_url: str, llm_url: str | None, **settings: object) -> dict[str, str]:
     """Return the environment of a worker process with quick beats and these settings."""
     named = {**QUICK, "max_jobs_per_user_per_day": 0, **settings}
-    env = {k: v for k, v in os.environ.items() if k.upper() not in {"DATABASE_URL"}}
+    env = {k: v for k, v in os.environ.items() if k.upper() != "DATABASE_URL"}
     env |= {name.upper(): str(value) for name, value in named.items()}
     env["DATABASE_URL"] = database_url
     if llm_url is not None:

@@ -1,5 +1,7 @@
-"""The prompts: one text file each. A prompt's version is its name and a hash of its text, so a
-changed prompt can never be served the receipts of the old one (promise 3).
+"""The prompts: one text file each.
+
+A prompt's version is its name and a hash of its text, so a changed prompt can never be served the
+receipts of the old one (promise 3).
 """
 
 from __future__ import annotations
