@@ -2,9 +2,9 @@
 
 Owns the order of things and the account of them (`report`); bytes are archive.py's and scanner.py's
 affair, and each vendor's shape has a module of its own. Promises that memory stays bounded whatever
-the file's size (promise 7), that one broken conversation costs only itself and is named (promise 4),
-and that no credential leaves this room (promise 11). Plain and synchronous: it runs in a thread or
-a child process, and what it yields can be pickled.
+the file's size (promise 7), that one broken conversation costs only itself and is named
+(promise 4), and that no credential leaves this room (promise 11). Plain and synchronous: it runs in
+a thread or a child process, and what it yields can be pickled.
 """
 
 from __future__ import annotations
