@@ -50,10 +50,11 @@ create index if not exists tickets_by_user on fullpass.tickets (user_id);
 create index if not exists tickets_reserved
     on fullpass.tickets (reserved_by) where reserved_by is not null;
 
--- A user's jobs in the order they are served. Nulls in rows older than these columns hide nothing.
+-- A user's jobs in the order they are served: of equal priority, what was interrupted comes before
+-- what never ran. Nulls in rows older than these columns hide nothing.
 create index if not exists processing_jobs_next
     on public.processing_jobs
-       (user_id, coalesce(priority, 0) desc, coalesce(run_at, '-infinity'))
+       (user_id, coalesce(priority, 0) desc, (started_at is null), coalesce(run_at, '-infinity'))
     where status = 'pending';
 -- A worker's jobs, and all that run. No indexed column is ever touched by a heartbeat.
 create index if not exists processing_jobs_running
@@ -114,7 +115,8 @@ begin
     if new.run_at is distinct from 'infinity' then
         insert into fullpass.tickets (user_id, ready, priority, queued_at, due_at, bucket)
         values (new.user_id, coalesce(new.run_at, '-infinity') <= v_now, coalesce(new.priority, 0),
-                least(coalesce(new.started_at, new.run_at), v_now),
+                case when new.started_at is null then least(new.run_at, v_now)
+                     else least(new.created_at, v_now) end,
                 coalesce(new.run_at, '-infinity'), fullpass.bucket_of(new.user_id));
     end if;
     return null;
@@ -138,7 +140,7 @@ language sql security definer set search_path = pg_catalog, pg_temp as $$
            fullpass.bucket_of(p_user)
     from public.processing_jobs
     where user_id = p_user and status = 'pending'
-    order by coalesce(priority, 0) desc, coalesce(run_at, '-infinity') limit 1
+    order by coalesce(priority, 0) desc limit 1
 $$;
 create or replace function fullpass.queue_stopped() returns trigger language plpgsql as $$
 begin
@@ -166,21 +168,28 @@ create or replace trigger processing_jobs_queue_deleted
 create or replace function fullpass.next_due(p_user uuid, p_above int default null)
 returns timestamptz language sql stable as $$
     with recursive level as (
-        (select coalesce(priority, 0) as priority, coalesce(run_at, '-infinity') as due
-         from public.processing_jobs
+        (select coalesce(priority, 0) as priority from public.processing_jobs
          where user_id = p_user and status = 'pending'
-         order by coalesce(priority, 0) desc, coalesce(run_at, '-infinity') limit 1)
+         order by coalesce(priority, 0) desc limit 1)
         union all
-        select n.priority, n.due
+        select n.priority
         from level l cross join lateral (
-            select coalesce(j.priority, 0) as priority, coalesce(j.run_at, '-infinity') as due
-            from public.processing_jobs j
+            select coalesce(j.priority, 0) as priority from public.processing_jobs j
             where j.user_id = p_user and j.status = 'pending'
               and coalesce(j.priority, 0) < l.priority
-            order by coalesce(j.priority, 0) desc, coalesce(j.run_at, '-infinity') limit 1
+            order by coalesce(j.priority, 0) desc limit 1
         ) as n
     )
-    select min(due) from level where p_above is null or priority > p_above
+    select min(d.due)
+    from level l
+    cross join (values (false), (true)) as s (fresh)
+    cross join lateral (
+        select coalesce(j.run_at, '-infinity') as due from public.processing_jobs j
+        where j.user_id = p_user and j.status = 'pending'
+          and coalesce(j.priority, 0) = l.priority and (j.started_at is null) = s.fresh
+        order by coalesce(j.run_at, '-infinity') limit 1
+    ) as d
+    where p_above is null or l.priority > p_above
 $$;
 
 -- Tickets for users who have pending jobs and none: after a restore with triggers off, say.
@@ -509,7 +518,7 @@ begin
         priority = greatest(t.priority, (
             select coalesce(j.priority, 0) from public.processing_jobs j
             where j.user_id = t.user_id and j.status = 'pending'
-            order by coalesce(j.priority, 0) desc, coalesce(j.run_at, '-infinity') limit 1))
+            order by coalesce(j.priority, 0) desc limit 1))
     where t.id in (select d.id from fullpass.tickets d
                    where not d.ready and d.due_at <= v_now
                    order by d.due_at limit 100 for update skip locked);
@@ -561,7 +570,8 @@ begin
         select * into v from public.processing_jobs j
         where j.user_id = v_ticket.user_id and j.status = 'pending'
           and coalesce(j.run_at, '-infinity') <= v_now
-        order by coalesce(j.priority, 0) desc, coalesce(j.run_at, '-infinity')
+        order by coalesce(j.priority, 0) desc, (j.started_at is null),
+                 coalesce(j.run_at, '-infinity')
         limit 1 for update skip locked;
         if not found then
             v_again := fullpass.next_due(v_ticket.user_id);
@@ -643,7 +653,8 @@ begin
             select c.id from public.processing_jobs c
             where c.user_id = p_user and c.status = 'pending' and c.started_at is null
               and coalesce(c.run_at, '-infinity') <= clock_timestamp()
-            order by coalesce(c.priority, 0) desc, coalesce(c.run_at, '-infinity')
+            order by coalesce(c.priority, 0) desc, (c.started_at is null),
+                     coalesce(c.run_at, '-infinity')
             limit 100 for update skip locked)
         returning j.*
     loop
