@@ -241,21 +241,22 @@ class Heartbeat:
         connection = await self._connected()
         try:
             with database_errors():
-                if stalled:
+                async with connection.transaction():
+                    if stalled:
+                        await connection.execute(
+                            "select fullpass.note_event(fullpass.grip($1, $2), 'stalled', null, $3)",
+                            lease.job_id,
+                            lease.epoch,
+                            json.dumps({"stacks": where[:_STACKS_ON_THE_TIMELINE]}),
+                        )
                     await connection.execute(
-                        "select fullpass.note_event(fullpass.grip($1, $2), 'stalled', null, $3)",
+                        "select fullpass.release($1, $2, $3, $4, $5)",
                         lease.job_id,
                         lease.epoch,
-                        json.dumps({"stacks": where[:_STACKS_ON_THE_TIMELINE]}),
+                        pause_seconds,
+                        reason,
+                        _LONGEST_WAIT_SECONDS,
                     )
-                await connection.execute(
-                    "select fullpass.release($1, $2, $3, $4, $5)",
-                    lease.job_id,
-                    lease.epoch,
-                    pause_seconds,
-                    reason,
-                    _LONGEST_WAIT_SECONDS,
-                )
         except LeaseLost:
             lease.lost()
         else:

@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from daemon.queue.lease import clock
 
@@ -76,9 +76,20 @@ def stacks(loop: asyncio.AbstractEventLoop) -> list[str]:
             tasks = asyncio.all_tasks(loop)
             break
     for task in sorted(tasks, key=asyncio.Task.get_name)[:_TASKS]:
-        frames = [(frame, frame.f_lineno) for frame in task.get_stack(limit=_FRAMES)]
-        lines.append(f"task {task.get_name()}: {_path(frames)}")
+        lines.append(f"task {task.get_name()}: {_path(_awaited(task))}")
     return lines
+
+
+def _awaited(task: asyncio.Task[object]) -> list[tuple[FrameType, int]]:
+    """Follow a suspended task inwards: its own stack shows the outermost coroutine only."""
+    frames: list[tuple[FrameType, int]] = []
+    inner: Any = task.get_coro()
+    while inner is not None and len(frames) < _FRAMES:
+        frame = getattr(inner, "cr_frame", None) or getattr(inner, "gi_frame", None)
+        if frame is not None:
+            frames.append((frame, frame.f_lineno or 0))
+        inner = getattr(inner, "cr_await", None) or getattr(inner, "gi_yieldfrom", None)
+    return frames
 
 
 def _path(frames: object, *, reverse: bool = False) -> str:
