@@ -68,8 +68,10 @@ async def test_rolling_restarts_under_load_use_no_attempt_and_lose_no_step(
     jobs = await queue.add("steps=6,ms=150", count=16)
     calls = tmp_path / "calls"
     with ExitStack() as workers:
+
         def start():
             return workers.enter_context(queue_worker(queue.url, calls=calls, lease_seconds=5))
+
         running, restarts = [start(), start()], 0
         await queue.until("select count(*) = 2 from fullpass.workers")
         deadline = time.monotonic() + 40
@@ -171,7 +173,9 @@ async def test_a_job_that_kills_its_worker_is_quarantined_and_its_neighbours_are
         assert time.monotonic() < deadline
         with queue_worker(queue.url, lease_seconds=0.6) as worker:
             worker_done = asyncio.to_thread(worker.wait, 20)
-            failed = queue.until("select status = 'failed' from processing_jobs where id = $1", poison)
+            failed = queue.until(
+                "select status = 'failed' from processing_jobs where id = $1", poison
+            )
             waits = [asyncio.ensure_future(worker_done), asyncio.ensure_future(failed)]
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:

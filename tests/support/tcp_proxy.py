@@ -1,10 +1,10 @@
 """A TCP proxy whose link can freeze, break and come back: what a network does to Postgres.
 
-    with TcpProxy(database_url) as proxy:
-        worker = start(proxy.url)
-        proxy.freeze()     # accepted, acknowledged, never answered; no FIN
-        proxy.reset()      # every link ends by RST, frozen ones too
-        proxy.thaw()
+with TcpProxy(database_url) as proxy:
+    worker = start(proxy.url)
+    proxy.freeze()     # accepted, acknowledged, never answered; no FIN
+    proxy.reset()      # every link ends by RST, frozen ones too
+    proxy.thaw()
 """
 
 from __future__ import annotations

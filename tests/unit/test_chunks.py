@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from time import perf_counter
 
 import pytest
@@ -130,7 +131,7 @@ def test_a_long_turn_is_cut_at_sentence_ends_and_its_pieces_overlap() -> None:
     chunks = chunk(conversation(text), MEDIUM)
     pieces = pieces_of(chunks, "m0")
     assert len(pieces) > 10
-    for first, second in zip(pieces, pieces[1:], strict=False):
+    for first, second in pairwise(pieces):
         assert first.endswith(". ")
         assert second.startswith("I ran")
         overlap = max(n for n in range(len(second)) if first.endswith(second[:n]))
@@ -255,8 +256,8 @@ def test_tiers_follow_the_names_the_database_accepts() -> None:
     chosen = load_settings(chunk_tiers="micro,large")
     accepted = {"micro": "small", "medium": "medium", "macro": "large"}
     assert [t.name for t in tiers_for(chosen, accepted)] == ["small", "medium", "large"]
-    assert [t.name for t in tiers_for(load_settings(), accepted)] == ["medium"]
+    assert [t.name for t in tiers_for(load_settings(chunk_tiers="medium"), accepted)] == ["medium"]
     with pytest.raises(
-        UsageError, match="^CHUNK_TIERS: this database accepts medium .* not micro, large$"
+        UsageError, match=r"^CHUNK_TIERS: this database accepts medium .* not micro, large$"
     ):
         tiers_for(chosen, {"medium": "medium"})
