@@ -1,0 +1,112 @@
+"""Pairs of sayings that may mean the same in other words: what a model is asked about.
+
+Found by the rare words they share, in time that grows with the number of facts: each word (or, for
+words that many facts hold, each pair of words) leads to a bounded bucket, only sayings of one
+bucket are compared, and the comparisons and the questions are bounded too. Buckets are filled a
+part at a time, so memory is bounded as well (promise 7).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from hashlib import blake2b
+from itertools import combinations
+from math import log
+from typing import TYPE_CHECKING
+
+from daemon.fullpass.meaning import may_be_same
+from daemon.fullpass.wording import NOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from daemon.fullpass.sayings import Saying, Sayings
+
+_BUCKET = 24
+"""A word that more sayings hold says too little; it counts in pairs with another."""
+_RAREST = 5
+_PARTNERS = 3
+"""Questions about one saying."""
+_LEAST_ALIKE = 0.2
+_MOST_COMPARED = 200_000
+_KEYS_A_PART = 150_000
+
+
+def alike(known: Sayings, *, most: int) -> list[tuple[Saying, Saying]]:
+    """Return at most `most` pairs worth a question, the most alike first."""
+    seen = Counter(w for saying in known.all for w in set(_telling(saying)))
+    keys, owners = array("Q"), array("I")
+    for saying in known.all:
+        for key in _keys(saying, seen):
+            keys.append(key)
+            owners.append(saying.number)
+    scored: list[tuple[float, int, int]] = []
+    compared: set[int] = set()
+    for bucket in _buckets(keys, owners):
+        for first, second in combinations(bucket, 2):
+            pair = first * len(known.all) + second
+            if pair in compared or len(compared) >= _MOST_COMPARED:
+                continue
+            compared.add(pair)
+            a, b = known.all[first], known.all[second]
+            if known.meaning_of(a) != known.meaning_of(b):
+                score = _likeness(a, b, seen, len(known.all) + 1)
+                if score >= _LEAST_ALIKE and may_be_same(a.reading, b.reading):
+                    scored.append((score, first, second))
+        if len(scored) > 20 * most:
+            scored = _best(scored, 10 * most)
+    asked: Counter[int] = Counter()
+    pairs = []
+    for _, first, second in _best(scored, len(scored)):
+        if len(pairs) < most and max(asked[first], asked[second]) < _PARTNERS:
+            asked.update((first, second))
+            pairs.append((known.all[first], known.all[second]))
+    return pairs
+
+
+def _best(scored: list[tuple[float, int, int]], most: int) -> list[tuple[float, int, int]]:
+    # Sayings are numbered by what they say, so a tie is broken by content too.
+    return sorted(scored, key=lambda s: (-s[0], s[1], s[2]))[:most]
+
+
+def _buckets(keys: array[int], owners: array[int]) -> Iterator[list[int]]:
+    """Yield the sayings of each key that more than one and not too many share."""
+    parts = 1 + len(keys) // _KEYS_A_PART
+    for part in range(parts):
+        buckets: dict[int, list[int]] = {}
+        for key, owner in zip(keys, owners, strict=True):
+            if key % parts == part:
+                buckets.setdefault(key, []).append(owner)
+        for key in sorted(buckets):
+            if 1 < len(buckets[key]) <= _BUCKET:
+                yield buckets[key]
+
+
+def _telling(saying: Saying) -> Iterator[str]:
+    return (w for w in saying.reading.words if w not in {NOT, ">"})
+
+
+def _keys(saying: Saying, seen: Counter[str]) -> Iterator[int]:
+    words = sorted(set(_telling(saying)), key=lambda w: (seen[w], w))
+    for word in words:
+        if 1 < seen[word] <= _BUCKET and word[0] != "~":
+            yield _key(word)
+    common = [w for w in words if seen[w] > _BUCKET or w[0] == "~"][:_RAREST]
+    for pair in combinations(common, 2):
+        yield _key(" ".join(pair))
+    if saying.slot:
+        yield _key(f"slot {saying.slot.casefold()}")
+
+
+def _key(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
+def _likeness(a: Saying, b: Saying, seen: Counter[str], total: int) -> float:
+    """Weighted Jaccard similarity: rare words tell more than common ones."""
+    first, second = set(_telling(a)), set(_telling(b))
+    shared = sum(log(total / seen[w]) + 0.1 for w in first & second)
+    everything = sum(log(total / seen[w]) + 0.1 for w in first | second)
+    same_slot = 0.2 if a.slot and a.slot.casefold() == b.slot.casefold() else 0.0
+    return shared / everything + same_slot if everything else 0.0
