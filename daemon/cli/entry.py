@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 DONE, FAILED, BAD_USAGE = 0, 1, 2
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; `arguments` default to those of the process."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+def main() -> NoReturn:
+    """Run the command that the process was started with, and end the process."""
+    sys.exit(exit_code_of(sys.argv[1:]))
+
+
+def exit_code_of(given: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
     debug = "--debug" in given or _debugging()
     try:
         # --debug is understood wherever it stands, after a command's name too.
@@ -56,9 +60,13 @@ def _told(error: Exception, *, debug: bool) -> int:
     if debug:
         click.echo(masked("".join(traceback.format_exception(error))), err=True)
     if isinstance(error, FullpassError):
-        first, *more = masked(str(error)).splitlines() or [type(error).__name__]
+        usage = isinstance(error, UsageError)
+        # About settings we speak ourselves and never quote a value; a mask that looks for
+        # "NAME: value" would take "ANTHROPIC_API_KEY: not set" for one.
+        told = str(error) if usage else masked(str(error))
+        first, *more = told.splitlines() or [type(error).__name__]
         click.echo("\n  ".join([f"error: {first}", *more]), err=True)
-        return BAD_USAGE if isinstance(error, UsageError) else FAILED
+        return BAD_USAGE if usage else FAILED
     said = masked(str(error)).strip().partition("\n")[0]
     hint = "" if debug else " (--debug shows where)"
     click.echo(f"error: unexpected {type(error).__name__}: {said}{hint}", err=True)

@@ -52,7 +52,7 @@ class Shown:
             return self.note
         if self.progress is None or self.progress.stage is None:
             return "Starting"
-        return self.progress.stage
+        return self.progress.stage[:1].upper() + self.progress.stage[1:]
 
     @property
     def percent(self) -> int:

@@ -11,6 +11,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from daemon import __version__
 from daemon.errors import UsageError
@@ -19,7 +20,6 @@ from daemon.ops.words import no_facts_because
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from uuid import UUID
 
     from daemon.database import Connection
 
@@ -76,6 +76,7 @@ async def results_of(connection: Connection, job_id: UUID, *, seconds: float) ->
         "started_at": job["started_at"],
         "completed_at": job["completed_at"],
         "versions": {"fullpass": __version__, "pipeline": job["pipeline_version"]},
+        "earlier": await _earlier(connection, job),
         "why": job["why"],
         "why_no_facts": None,
     }
@@ -87,6 +88,29 @@ async def results_of(connection: Connection, job_id: UUID, *, seconds: float) ->
         facts=facts,
         report=report,
     )
+
+
+async def _earlier(connection: Connection, job: dict[str, Any]) -> dict[str, Any]:
+    """Count what MEMORY rests on besides this export: a person's sources and exports add up."""
+    row = await connection.fetchrow(
+        """
+        select (select count(*) from fullpass.conversations
+                where user_id = $1 and source = $2 and last_job <> $3) as conversations,
+               (select count(*) from fullpass.facts
+                where user_id = $1 and source <> $2 and superseded_by is null) as facts,
+               (select array_agg(distinct source order by source) from fullpass.facts
+                where user_id = $1 and source <> $2 and superseded_by is null) as sources
+        """,
+        UUID(job["user_id"]),
+        job["source"] or "",
+        UUID(job["id"]),
+    )
+    assert row is not None  # noqa: S101 - it selects without a table
+    return {
+        "conversations_of_this_source": row["conversations"],
+        "facts_of_other_sources": row["facts"],
+        "other_sources": row["sources"] or [],
+    }
 
 
 def prepare_folder(folder: Path) -> None:

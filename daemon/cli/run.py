@@ -241,7 +241,7 @@ def _stop_signal(shown: Shown) -> asyncio.Event:
     def asked() -> None:
         if not stop.is_set():
             stop.set()
-            shown.note = "Stopping once running calls have landed (Ctrl-C again: at once)"
+            shown.note = "Stopping when running calls have landed"
         os.kill(os.getpid(), signal.SIGTERM)
 
     loop.add_signal_handler(signal.SIGINT, asked)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from daemon.ops.status import CATEGORIES
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Account = dict[str, Any]
 
 _BAR_CELLS = 20
+_LABEL_CELLS = 10
+_EVENT_CELLS = 16
 _STYLES = {
     "pending": "yellow", "processing": "cyan", "complete": "green", "failed": "red",
     "cancelled": "magenta",
@@ -62,17 +64,14 @@ def job_screen(console: Console, job: Account) -> None:
     style = _STYLES.get(job["status"], "bold")
     console.print(f"[bold]Job {job['id']}[/]  [{style}]{escape(job['status'])}[/]")
     console.print(
-        f"  {_bar(job['progress'])} {job['progress']:>3}%  {job['step'] or ''}", markup=False
+        f"  {_bar(job['progress'])} {job['progress']:>3}%  {job['step'] or 'not begun'}",
+        markup=False,
     )
     console.print()
-    console.print(Text(job["why"]))
+    _aligned(console, "", job["why"])
     console.print()
     for label, value in _facts_of_job(job):
-        table = Table.grid(padding=(0, 1))
-        table.add_column(width=10, no_wrap=True)
-        table.add_column(overflow="fold")
-        table.add_row(label, Text(value))
-        console.print(table)
+        _aligned(console, f"{label:<{_LABEL_CELLS}}", value)
     _timeline(console, job["events"])
 
 
@@ -160,10 +159,6 @@ def _timeline(console: Console, events: list[Account]) -> None:
     if not events:
         return
     _heading(console, "Timeline (UTC)")
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
     for event in events:
         data = event["data"] or {}
         told = ", ".join(
@@ -172,10 +167,16 @@ def _timeline(console: Console, events: list[Account]) -> None:
         step = event["step"] if event["event"].startswith("step.") else ""
         if event["event"] == "claimed":
             told = f"attempt {event['attempt']} by {event['worker_id']}"
-        table.add_row(
-            f"  {_clock(event['at'])}", event["event"], Text(" ".join(filter(None, (step, told))))
-        )
-    console.print(table)
+        what = f"  {_clock(event['at'])}  {event['event']:<{_EVENT_CELLS}}  "
+        _aligned(console, what, " ".join(filter(None, (step, told))))
+
+
+def _aligned(console: Console, left: str, text: str) -> None:
+    """Print text beside what stands left of it, its further lines below its first."""
+    room = max(20, console.width - len(left))
+    for line in textwrap.wrap(text, room, break_on_hyphens=False) or [""]:
+        console.print(f"{left}{line}".rstrip(), markup=False, soft_wrap=True)
+        left = " " * len(left)
 
 
 def _running(console: Console, job: Account) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _WIDTH = 80
-_INDENT = 11
+_INDENT = 12
 
 
 def summary(report: dict[str, Any], *, folder: Path) -> str:
@@ -105,6 +105,19 @@ def _cost(report: dict[str, Any]) -> str:
 
 def _notes(report: dict[str, Any]) -> list[str]:
     notes = []
+    earlier = report["earlier"]
+    kept = []
+    if earlier["facts_of_other_sources"]:
+        count = _count(earlier["facts_of_other_sources"], "fact")
+        kept.append(f"{count} from {', '.join(earlier['other_sources'])}")
+    if earlier["conversations_of_this_source"]:
+        count = _count(earlier["conversations_of_this_source"], "conversation")
+        kept.append(f"{count} that an earlier export held and this one does not")
+    if kept:
+        notes.append(
+            f"MEMORY also rests on earlier exports of the same person: {'; '.join(kept)}. Is this "
+            "one another person's? Run it with a --user UUID of their own."
+        )
     memory, sections = report["memory"] or {}, report["sections"] or {}
     if memory.get("writer") == "rendering":
         notes.append(

@@ -2,9 +2,9 @@
 
 Owns the order of things and the account of them (`report`); bytes are archive.py's and scanner.py's
 affair, and each vendor's shape has a module of its own. Promises that memory stays bounded whatever
-the file's size (promise 7), that one broken conversation costs only itself and is named (promise 4),
-and that no credential leaves this room (promise 11). Plain and synchronous: it runs in a thread or
-a child process, and what it yields can be pickled.
+the file's size (promise 7), that one broken conversation costs only itself and is named
+(promise 4), and that no credential leaves this room (promise 11). Plain and synchronous: it runs in
+a thread or a child process, and what it yields can be pickled.
 """
 
 from __future__ import annotations
@@ -125,9 +125,9 @@ class ExportReader:
             here = f"{place}, item {span.ordinal}"
             if span.problem:
                 # A stretch that follows a broken object is the same damage, told once.
-                if not (lost and span.problem.startswith("bytes")):
+                if not (lost and span.stray):
                     report.damage(here, span.problem)
-                self._met += span.problem != "a bare value, no object"
+                self._met += not span.stray
                 lost = True
                 continue
             try:
@@ -145,7 +145,9 @@ class ExportReader:
             yield from self._finished(found)
         if not scanner.closed:
             self._closed = False
-            if not text.problem and not report.damaged:
+            if not scanner.offset:
+                report.damage(place, "it is empty")
+            elif not text.problem and not report.damaged:
                 report.damage(place, "the file is cut short; what came before the cut was read")
 
     def _object(

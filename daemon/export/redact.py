@@ -169,7 +169,7 @@ _USERINFO = re.compile(
     r"(?<=://)[^\s/:@\"'<>{}$%]{0,100}+:(?P<secret>[^\s/@\"'<>]{3,}+)(?=@[\w\[])"
 )
 _URL_PLACEHOLDER = re.compile(
-    r"\$|\{|%[sd(]|\*\*|x{3,}|\.\.\.|pass(?:word|wd)?\d?|pwd|secret|pw|user(?:name)?|token|your.*",
+    r"\[redacted:.*|\$|\{|%[sd(]|\*\*|x{3,}|\.\.\.|pass(?:word|wd)?\d?|pwd|secret|pw|user(?:name)?|token|your.*",
     re.IGNORECASE,
 )
 
@@ -201,9 +201,11 @@ def _is_card(text: str) -> bool:
 _CARDS = _Rule("", _CARD, _is_card, kind="card")
 
 _PEM_BEGIN = re.compile(r"-----BEGIN (?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----")
+_BREAK = r"(?:\s|\\[nr])"
 _PEM_BODY = re.compile(
-    r"(?:[A-Za-z0-9+/=]{16,}+|[A-Z][A-Za-z\-]{2,30}: ?[^\n\\]{0,100}+"
-    r"|[=A-Za-z0-9+/]{1,15}+(?=\s|\\|$)|\\[nr]|\s)*+"
+    rf"{_BREAK}*+(?:[A-Z][A-Za-z\-]{{2,30}}: [^\n\\]{{0,100}}+{_BREAK}++)*+"
+    rf"(?:[A-Za-z0-9+/=]{{16,}}+{_BREAK}*+)++"
+    rf"(?:[A-Za-z0-9+/=]{{1,15}}+(?={_BREAK}*+(?:-----END|=|$)){_BREAK}*+){{0,2}}"
 )
 
 
@@ -213,7 +215,7 @@ def _private_keys(text: str) -> Iterator[tuple[int, int, str]]:
     while (begin := _PEM_BEGIN.search(text, at)) is not None:
         body = _PEM_BODY.match(text, begin.end())
         at = end = begin.end() if body is None else body.end()
-        if len(text[begin.end() : end].strip()) < 16:
+        if body is None:
             continue
         if text.startswith("-----END ", end):
             tail = text.find("-----", end + 9, end + 80)
@@ -288,8 +290,10 @@ def _password(text: str, start: int, end: int) -> tuple[int, int] | None:
         accepted = _is_own_password(secret)
     if not accepted:
         return None
+    if not match.group("quote"):
+        secret = secret.rstrip(".!?:*")  # the sentence's, not the password's
     begin = match.start("secret")
-    return begin, begin + len(secret.rstrip(".!?:*"))
+    return begin, begin + len(secret)
 
 
 def redact(text: str) -> tuple[str, int]:

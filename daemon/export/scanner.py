@@ -68,6 +68,8 @@ class Span:
     start: int
     end: int
     problem: str = ""
+    stray: bool = False
+    """Whether it is no object at all."""
 
 
 class ObjectScanner:
@@ -85,7 +87,6 @@ class ObjectScanner:
         self._position = 0
         self._ended = False
         self._ordinal = 0
-        self._span_start = 0
         self._rescanned_bytes = 0
         self._starts = re.compile(b"|".join(_DEFAULT_STARTS), re.DOTALL)
         self._learnt = False
@@ -104,9 +105,8 @@ class ObjectScanner:
             return None
         if not self._skip_separators():
             return None
-        self._ordinal += 1
-        self._span_start = self._position
         if self._window[self._position] == ord("{"):
+            self._ordinal += 1
             return self._object()
         return self._stray()
 
@@ -245,7 +245,10 @@ class ObjectScanner:
             at = scalar.end() if after is None else after.end()
             if at < len(self._window) and self._window[at] in b",]":
                 self._position = scalar.end()
-                return Span(self._ordinal, start, self._base + at, "a bare value, no object")
+                self._ordinal += 1
+                return Span(
+                    self._ordinal, start, self._base + at, "a bare value, no object", stray=True
+                )
         self._position += 1
         while True:
             found = self._starts.search(self._window, self._position)
@@ -258,8 +261,7 @@ class ObjectScanner:
                 self._position = len(self._window)
                 break
         end = self._base + self._position
-        self._span_start = self._position
-        return Span(self._ordinal, start, end, "bytes that belong to no object")
+        return Span(self._ordinal, start, end, "bytes after it belong to no object", stray=True)
 
     # --- one object
 
@@ -318,8 +320,8 @@ class ObjectScanner:
 
     def _oversized(self, start: int, at: int, depth: int, *, in_string: bool) -> Span:
         """Pass over an object beyond the limit without holding it, to its end or the next start."""
-        size = f"larger than {self._object_bytes / 1048576:.0f} MB"
-        found = self._starts.search(self._window, self._span_start + 1, at)
+        size = f"larger than {self._object_bytes / 2**20:.3g} MB"
+        found = self._starts.search(self._window, self._position + 1, at)
         if found is not None:
             self._rescanned_bytes += at - found.start()
             self._position = found.start()

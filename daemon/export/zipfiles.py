@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ _DIRECTORY_BYTES_PER_MEMBER = 256
 _ENCRYPTED, _STREAMED, _UTF8 = 0x1, 0x8, 0x800
 _STORED, _DEFLATED = 0, 8
 _UNKNOWN_SIZE = 0xFFFFFFFF
+_BROKEN = "the zip is broken from its start; download the export and upload it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def entries(file: BinaryIO, name: str, limits: Limits) -> tuple[list[Entry], str
         return _salvaged(file, size, name), "the zip is cut short or has lost its directory"
     if len(infos) > limits.members:
         raise too_many
-    return [
+    listed = [
         Entry(
             name=info.filename,
             offset=info.header_offset,
@@ -78,7 +80,25 @@ def entries(file: BinaryIO, name: str, limits: Limits) -> tuple[list[Entry], str
             mode=info.external_attr >> 16,
         )
         for info in infos
-    ], ""
+    ]
+    found = [entry for entry in listed if _has_header(file, entry)]
+    if len(found) == len(listed):
+        return listed, ""
+    # Bytes were lost or added inside: take what stands where the directory says, and what a walk
+    # from the front finds.
+    names = {entry.name for entry in found}
+    with suppress(BadExport):
+        found += [entry for entry in _salvaged(file, size, name) if entry.name not in names]
+    if not found:
+        raise BadExport(f"{name}: {_BROKEN}")
+    return found, "the zip's directory does not match its contents"
+
+
+def _has_header(file: BinaryIO, entry: Entry) -> bool:
+    if entry.offset < 0:
+        return False
+    file.seek(entry.offset)
+    return file.read(4) == _LOCAL_MAGIC
 
 
 def stream(file: BinaryIO, entry: Entry, limits: Limits) -> ByteStream:
@@ -151,7 +171,7 @@ def _salvaged(file: BinaryIO, size: int, name: str) -> list[Entry]:
         if not sized:
             offset = _after_descriptor(file, offset)
     if not found:
-        raise BadExport(f"{name}: the zip is broken from its start; download and upload it again")
+        raise BadExport(f"{name}: {_BROKEN}")
     return found
 
 

@@ -13,6 +13,7 @@ import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daemon.errors import BadExport
@@ -25,7 +26,6 @@ from daemon.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from daemon.database import Connection
     from daemon.export.conversation import Conversation, ReadReport
@@ -62,10 +62,17 @@ class _Prepared:
 async def already_ingested(work: Pass) -> bool:
     """Whether this job brought its export in before; if so, the pass goes on from there."""
     row = await work.fetchrow(
-        "select source, ingested_at from fullpass.passes where job_id = $1", work.job.id
+        "select source, ingested_at, ingest->>'etag' as etag from fullpass.passes "
+        "where job_id = $1",
+        work.job.id,
     )
     if row is None or row["ingested_at"] is None:
         return False
+    if (work.job.storage_path or "").startswith("file:"):
+        # A file on this machine may have been edited since; one that is gone was read already.
+        with suppress(BadExport):
+            if (await _fetch(work, Path())).etag != row["etag"]:
+                return False
     work.source = row["source"]
     return True
 
@@ -79,6 +86,10 @@ async def download(work: Pass, folder: Path) -> source.FetchedExport:
         raise BadExport("the job has no storage_path; enqueue it with the path of an export")
     async with work.lease.fenced() as connection:
         await report_progress(work, connection)
+    return await _fetch(work, folder)
+
+
+async def _fetch(work: Pass, folder: Path) -> source.FetchedExport:
     s = work.settings
     key = s.supabase_service_key
     return await source.fetch(
@@ -99,7 +110,7 @@ async def save_conversations(work: Pass, fetched: source.FetchedExport) -> None:
     """
     reader = ExportReader(fetched.path, file_type=_file_type(work.job.file_type), name=fetched.name)
     await _save_all(work, reader, fetched.last_modified)
-    await _finish(work, reader.report)
+    await _finish(work, reader.report, fetched.etag)
 
 
 def _file_type(given: str | None) -> source.FileType | None:
@@ -299,7 +310,7 @@ async def _remember(
     )  # fmt: skip
 
 
-async def _finish(work: Pass, report: ReadReport) -> None:
+async def _finish(work: Pass, report: ReadReport, etag: str | None) -> None:
     """Close the reading: account for it, and let go of what a whole, newer export left out."""
     removed = 0
     async with work.lease.fenced() as connection:
@@ -323,7 +334,7 @@ async def _finish(work: Pass, report: ReadReport) -> None:
             """,
             work.job.user_id, work.source, work.job.started_at - _RECENT,
         )  # fmt: skip
-        account = {**asdict(report), "removed_conversations": removed}
+        account = {**asdict(report), "removed_conversations": removed, "etag": etag}
         await connection.execute(
             """
             update fullpass.passes set ingested_at = clock_timestamp(), source = $2, ingest = $3

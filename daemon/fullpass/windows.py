@@ -120,7 +120,9 @@ async def plan(work: Pass) -> int:
         )
         packs = _packed(
             [(r["content_hash"], r["token_count"]) for r in rows],
-            work.settings.extraction_window_tokens,
+            # Reading by rule costs no call: each chunk alone, so that no conversation's context
+            # (a role-play, say) reaches into another's.
+            0 if work.caller.offline else work.settings.extraction_window_tokens,
         )
         await connection.executemany(
             """

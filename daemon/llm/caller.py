@@ -12,6 +12,7 @@ import random
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 from daemon.errors import BadCall, CallFailed, GiveUp, UselessReply, Wait
 from daemon.llm.request import Reply
@@ -69,6 +70,9 @@ class Caller:
         self.provider = provider
         self.ledger = ledger
         self.limiter = limiter
+        # Held while a key is looked up, asked and recorded: two windows with the same text must
+        # not both find no receipt and both pay.
+        self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @property
     def offline(self) -> bool:
@@ -101,6 +105,12 @@ class Caller:
         self, scope: Scope, request: Request, read: Callable[[Reply], T]
     ) -> Answer[T]:
         key = request.content_key(str(scope.user_id))
+        async with self._asking.setdefault(key, asyncio.Lock()):
+            return await self._ask_by_key(key, scope, request, read)
+
+    async def _ask_by_key(
+        self, key: str, scope: Scope, request: Request, read: Callable[[Reply], T]
+    ) -> Answer[T]:
         receipt = await self.ledger.find(key, job_id=scope.job_id)
         if receipt is not None:
             if receipt.reply is None:

@@ -31,7 +31,7 @@ tools likely_usage[] capabilities_emphasis[] output_preferences depth_preference
 _WISH = "preferences: Wants the assistant (?:always )?"
 _SOURCES = {
     "name": "preferences: Is called (.+)",
-    "location": r".*: (?:Lives (?:in|near)|Moved to|Moved from .{2,40}? to) (.+)",
+    "location": r"preferences: (?:(?:[^:]{0,40}?, )?[Ll]ives (?:in|near)|Moved to) ([^,;]+)",
     "occupation": "projects: (?:Works as|Works|Is) ((?:an? |at |for ).+)",
     "relationships": "preferences: ((?:Has|Adopted|Got) .+)",
     "interests": "preferences: (?:Loves|Likes|Enjoys|Adores|Is a fan of|Plays) (.+)",

@@ -73,7 +73,7 @@ class Progress:
     status: str
     step: str | None
     stage: str | None
-    """The step in the words that the person's profile shows."""
+    """The step in the words that the person's profile shows; None unless it is at work."""
     percent: int
     conversations: int | None
     cost_usd: float
@@ -93,7 +93,8 @@ async def progress_of(connection: Connection, job_id: UUID) -> Progress:
     """Return where a job stands now."""
     row = await connection.fetchrow(
         """
-        select j.status, j.current_step as step, u.import_stage as stage,
+        select j.status, j.current_step as step,
+               case when j.status = 'processing' then u.import_stage end as stage,
                coalesce(j.progress, 0) as percent, j.conversation_count as conversations,
                coalesce(c.cost_usd, 0)::float8 as cost_usd, c.calls
         from public.processing_jobs j

@@ -292,3 +292,101 @@ async def test_a_broken_conversation_in_the_middle_loses_only_itself(
     result = json.loads(await db.fetchval("select result from processing_jobs where id = $1", job))
     assert result["export"]["damaged"] == 1
     assert result["export"]["whole"] is False
+
+
+async def test_an_export_comes_from_storage_and_a_missing_object_is_said_clearly(
+    db: Any, database_url: str, storage_server: Any
+) -> None:
+    export = planted_export(conversations=4)
+    storage_server.put("exports/u1/c.json", json.dumps(export.conversations).encode())
+    there, gone = [
+        await db.fetchval(
+            "INSERT INTO processing_jobs (user_id, storage_path) VALUES ($1, $2) RETURNING id",
+            uuid.uuid4(),
+            path,
+        )
+        for path in ("exports/u1/c.json", "exports/u1/gone.zip")
+    ]
+    with AnthropicServer(truth=export.truth) as server:
+        tally = await work_once(
+            database_url,
+            server.url,
+            supabase_url=storage_server.url,
+            supabase_service_key=storage_server.key,
+            allow_local_files=False,
+        )
+    assert tally.completed == [there]
+    assert list(tally.failed) == [gone]
+    assert "exports/u1/gone.zip" in tally.failed[gone]
+    assert tally.failed[gone].startswith("download_conversations: ")
+    created = await db.fetchval("select min(created_at) from conversation_chunks")
+    assert created.year == 2023
+
+
+async def test_a_model_that_misbehaves_costs_facts_it_did_not_prove_and_nothing_else(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=30)
+    user = uuid.uuid4()
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(paraphrase_share=0.1, misnumber_share=0.1, invent_facts=2)
+        await work_once(database_url, server.url)
+    truth = {p.statement for p in export.truth}
+    facts = {statement for _, statement in await facts_of(db, user)}
+    assert facts <= truth
+    assert len(facts) >= 0.8 * len(truth)
+    rejected = await db.fetchval(
+        "select count(*) from fullpass.extracted_facts where rejected is not null"
+    )
+    assert rejected > 0
+    result = json.loads(await db.fetchval("select result from processing_jobs where id = $1", job))
+    assert sum(result["facts"]["rejected"].values()) == rejected
+    memory = await db.fetchval("select memory_md from user_profiles where user_id = $1", user)
+    lines = [line for line in memory.splitlines() if line.startswith("- ")]
+    assert len(lines) == len(facts)
+    assert all(any(t in line for t in truth) for line in lines)
+
+
+async def test_trouble_of_every_kind_loses_no_fact_that_the_server_answered(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=40, filler_words=250)
+    user = uuid.uuid4()
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(
+            faults={
+                "rate_limited": 0.05, "overloaded": 0.05, "server_error": 0.05, "reset": 0.05,
+                "malformed": 0.05, "truncated_body": 0.05, "fenced": 0.05, "html": 0.05,
+                "no_usage": 0.05, "max_tokens": 0.05,
+            },
+            retry_after_seconds=0.1,
+        )  # fmt: skip
+        await work_once(database_url, server.url)
+    row = await db.fetchrow("select * from processing_jobs where id = $1", job)
+    assert row["status"] == "complete", row["error_message"]
+    assert row["attempts"] == 1
+    facts = {statement for _, statement in await facts_of(db, user)}
+    assert facts == {p.statement for p in export.truth}
+    result = json.loads(row["result"])
+    assert sum(result["coverage"]["outcomes"].values()) == result["coverage"]["chunks"]
+
+
+async def test_two_windows_with_the_same_text_are_paid_once(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    twin = [("user", "I prefer tea over everything else. " + "filler words " * 200)]
+    conversations = [conversation(5, twin, title=f"Twin {n}") for n in range(2)]
+    conversations[1]["id"] = conversations[1]["conversation_id"] = "conv-twin"
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(conversations))
+    await insert_job(db, path)
+    with AnthropicServer() as server:
+        server.behave(latency_seconds=0.2)
+        # A window holds one chunk, so both windows show exactly the same text at the same moment.
+        await work_once(database_url, server.url, extraction_window_tokens=100)
+        extractions = [c for c in server.record.calls if c.purpose == "extract"]
+        assert not server.record.duplicates()
+    assert len(extractions) == 1
+    assert await db.fetchval("select count(*) from fullpass.extracted_facts") == 2

@@ -1,0 +1,233 @@
+"""Archives: shards, folders, companions; and the ones that mean harm or have come to harm."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import stat
+import struct
+import zipfile
+import zlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+from daemon.errors import BadExport
+from daemon.export.reader import ExportReader
+from daemon.export.streams import Limits
+from tests.support.export_samples import dump, gzipped, read, talk, zipped
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GOOD = dump([talk("c")])
+SMALL = Limits(decompressed_bytes=5_000_000, ratio=100, ratio_from_bytes=100_000)
+
+
+def shard(*ids: str) -> bytes:
+    return dump([talk(own_id) for own_id in ids])
+
+
+def test_shards_are_read_in_their_order_wherever_they_lie(tmp_path: Path) -> None:
+    content = zipped(
+        {
+            "export/conversations-010.json": shard("k"),
+            "export/conversations-002.json": shard("c"),
+            "export/conversations-000.json": shard("a"),
+            "__MACOSX/export/._conversations-000.json": b"\x00\x05",
+            "export/._conversations-002.json": b"\x00",
+            "export/export_manifest.json": b'{"files": 3}',
+            "export/my-conversations.json.bak": b"no",
+            "export/Conversations.JSON": shard("first"),
+        }
+    )
+    found, report = read(tmp_path, content)
+    assert [c.id for c in found] == ["first", "a", "c", "k"]
+    assert [c.place for c in found][1] == "conversations-000.json, item 1"
+    assert report.whole
+
+
+def test_ten_thousand_shards(tmp_path: Path) -> None:
+    content = zipped({f"conversations-{i:05d}.json": GOOD for i in range(10_000)}, stored=True)
+    found, report = read(tmp_path, content)
+    assert len(found) == 1
+    assert report.duplicates == 9_999
+    assert len(report.members) == 1_000
+    assert report.whole
+
+
+def test_content_decides_and_not_the_name_or_the_given_type(tmp_path: Path) -> None:
+    for content in (GOOD, gzipped(GOOD), zipped({"conversations.json": GOOD})):
+        path = tmp_path / "export.pdf"
+        path.write_bytes(content)
+        for file_type in ("json", "zip", None):
+            assert len(list(ExportReader(path, file_type=file_type))) == 1  # type: ignore[arg-type]
+
+
+def test_a_renamed_export_in_a_zip_is_found_by_its_content(tmp_path: Path) -> None:
+    content = zipped({"notes.json": b'{"a": 1}', "backup 2024.json": GOOD})
+    found, report = read(tmp_path, content)
+    assert len(found) == 1
+    assert report.members == ["backup 2024.json"]
+
+
+def test_gzip_in_several_members_and_with_padding(tmp_path: Path) -> None:
+    half = len(GOOD) // 2
+    content = gzip.compress(GOOD[:half]) + gzip.compress(GOOD[half:]) + b"\x00" * 512
+    _, report = read(tmp_path, content)
+    assert report.whole
+    _, report = read(tmp_path, gzipped(GOOD) + b"trailing")
+    assert report.damages == ["conversations.json: other bytes follow its compressed data"]
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        ({}, "the zip holds no files"),
+        ({"a.txt": b"x", "b.png": b"y"}, "holds a.txt, b.png but no conversations"),
+        ({f"{i}.txt": b"" for i in range(9)}, "holds 0.txt, 1.txt, 2.txt and 6 more but no"),
+        ({"inner.zip": zipped({"conversations.json": GOOD})}, "holds inner.zip but no conversations"),
+        ({"conversations.json": b"[]"}, "holds no conversations"),
+        ({"conversations.json": b""}, "it is empty"),
+        ({"../conversations.json": GOOD}, "../conversations.json has a path that leaves the archive"),
+        ({"/etc/conversations.json": GOOD}, "has a path that leaves the archive"),
+        ({"C:\\x\\conversations.json": GOOD}, "has a path that leaves the archive"),
+        ({"conversations.json": b" " * 3_000_000}, "a zip bomb"),
+        ({"conversations.json": GOOD + bytes(6_000_000)}, "a zip bomb"),
+    ],
+    ids=lambda v: v[:20] if isinstance(v, str) else None,
+)  # fmt: skip
+def test_zips_that_cannot_be_read_say_why(
+    tmp_path: Path, members: dict[str, bytes], says: str
+) -> None:
+    with pytest.raises(BadExport) as raised:
+        read(tmp_path, zipped(members), limits=SMALL)
+    assert says in str(raised.value)
+    assert str(raised.value).startswith("conversations.json: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_an_encrypted_member_says_what_to_do(tmp_path: Path) -> None:
+    content = bytearray(zipped({"conversations.json": GOOD}))
+    content[6] |= 1
+    central = content.index(b"PK\x01\x02")
+    content[central + 8] |= 1
+    with pytest.raises(
+        BadExport, match=r"conversations\.json is encrypted; unpack it with its pass"
+    ):
+        read(tmp_path, bytes(content))
+
+
+def test_a_symbolic_link_is_refused(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        link = zipfile.ZipInfo("conversations.json")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(BadExport, match="is a symbolic link"):
+        read(tmp_path, buffer.getvalue())
+
+
+def test_a_refused_member_does_not_cost_the_others(tmp_path: Path) -> None:
+    content = zipped({"conversations-000.json": GOOD, "../conversations-001.json": shard("d")})
+    found, report = read(tmp_path, content)
+    assert [c.id for c in found] == ["c"]
+    assert "leaves the archive" in report.damages[0]
+    assert not report.whole
+
+
+def test_a_gzip_bomb_is_stopped(tmp_path: Path) -> None:
+    bomb = zlib.compressobj(9, zlib.DEFLATED, 31)
+    content = bomb.compress(b'[{"title": "') + b"".join(
+        bomb.compress(b"x" * 1_000_000) for _ in range(8)
+    )
+    content += bomb.flush()
+    with pytest.raises(
+        BadExport, match=r"conversations\.json: conversations\.json unpacks to more"
+    ):
+        read(tmp_path, content, limits=SMALL)
+
+
+def test_a_lying_size_does_not_get_past_the_limit(tmp_path: Path) -> None:
+    content = bytearray(zipped({"conversations.json": dump([talk("c", "x" * 6_000_000)])}))
+    central = content.index(b"PK\x01\x02")
+    content[central + 24 : central + 28] = struct.pack("<L", 1000)
+    with pytest.raises(BadExport, match=r"a zip bomb|more than the"):
+        read(tmp_path, bytes(content), limits=SMALL)
+
+
+def test_too_many_members_are_refused_before_they_are_listed(tmp_path: Path) -> None:
+    content = zipped({f"{i}.txt": b"" for i in range(300)} | {"conversations.json": GOOD})
+    with pytest.raises(BadExport, match="the zip has more than 20 members"):
+        read(tmp_path, content, limits=Limits(members=20))
+
+
+def test_a_flipped_bit_is_noticed_by_the_checksum(tmp_path: Path) -> None:
+    for stored in (True, False):
+        content = bytearray(zipped({"conversations.json": shard("c", "d")}, stored=stored))
+        if stored:
+            at = content.index(b"Hello from me")
+            content[at] ^= 1
+        else:
+            at = content.index(b"PK\x01\x02")
+            content[at + 16] ^= 1
+        found, report = read(tmp_path, bytes(content))
+        assert len(found) == 2
+        assert report.damages == [
+            "conversations.json: its checksum does not match: some of it is damaged"
+        ]
+
+
+def test_a_zip_that_lost_its_directory_still_gives_its_members(tmp_path: Path) -> None:
+    whole = zipped(
+        {
+            "user.json": b"{}",
+            "conversations-000.json": shard("a"),
+            "conversations-001.json": shard("b"),
+        }
+    )
+    content = whole[: whole.index(b"PK\x01\x02")]
+    found, report = read(tmp_path, content)
+    assert [c.id for c in found] == ["a", "b"]
+    assert report.damages == ["conversations.json: the zip is cut short or has lost its directory"]
+
+
+def test_a_streamed_zip_that_lost_its_directory_too(tmp_path: Path) -> None:
+    class Pipe(io.RawIOBase):
+        """A sink that cannot seek, so that sizes follow the data."""
+
+        def __init__(self) -> None:
+            self.content = b""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, piece: object) -> int:
+            self.content += bytes(piece)  # type: ignore[call-overload]
+            return len(piece)  # type: ignore[arg-type]
+
+    pipe = Pipe()
+    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in (
+            ("chat.html", b"<html>" * 99),
+            ("conversations.json", shard("a", "b")),
+        ):
+            archive.writestr(name, content)
+    found, _ = read(tmp_path, pipe.content[: pipe.content.index(b"PK\x01\x02")])
+    assert [c.id for c in found] == ["a", "b"]
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BadExport, match=r"gone\.zip: cannot be opened \(No such file"):
+        list(ExportReader(tmp_path / "gone.zip"))
+    with pytest.raises(BadExport, match=r"cannot be opened \(Is a directory\)"):
+        list(ExportReader(tmp_path))
+
+
+def test_nothing_is_left_open_and_nothing_is_written(tmp_path: Path) -> None:
+    content = zipped({"conversations.json": shard("a", "b")})
+    read(tmp_path, content)
+    reader = iter(ExportReader(tmp_path / "export"))
+    next(reader)
+    del reader  # an abandoned iteration closes the file; ResourceWarning would fail the test
+    assert [p.name for p in tmp_path.iterdir()] == ["export"]

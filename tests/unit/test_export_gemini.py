@@ -1,0 +1,124 @@
+"""Gemini's rules: prompts out of everybody else's activity, in JSON and as the page shows them."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from daemon.errors import BadExport
+from daemon.export.html_text import html_to_text
+from tests.support.export_samples import dump, read, zipped
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+AT = "2025-11-13T14:50:57Z"
+CELL = """<div class="outer-cell mdl-cell"><div class="mdl-grid">
+<div class="header-cell mdl-cell"><p class="mdl-typography--title">{product}<br></p></div>
+<div class="content-cell mdl-cell mdl-typography--body-1">{text}</div>
+<div class="content-cell mdl-cell mdl-typography--body-1 mdl-typography--text-right"></div>
+<div class="content-cell mdl-typography--caption"><b>Products:</b><br>Gemini Apps</div>
+</div></div>"""
+
+
+def entry(title: str, **fields: Any) -> dict[str, Any]:
+    return {
+        "header": "Gemini Apps",
+        "title": title,
+        "time": AT,
+        "products": ["Gemini Apps"],
+        **fields,
+    }
+
+
+def page(*cells: tuple[str, str]) -> bytes:
+    body = "".join(CELL.format(product=product, text=text) for product, text in cells)
+    return f"<html><head><title>My Activity</title></head><body>{body}</body></html>".encode()
+
+
+def test_prompt_and_answer_make_a_conversation(tmp_path: Path) -> None:
+    answer = {"html": "<p>Try <b>these</b>:</p><ul><li>Bread</li><li>Tea &amp; milk</li></ul>"}
+    (found,), report = read(tmp_path, dump([entry("Prompted what to buy?", safeHtmlItem=[answer])]))
+    assert [(m.role, m.text) for m in found.messages] == [
+        ("user", "what to buy?"),
+        ("assistant", "Try these:\n\n- Bread\n- Tea & milk"),
+    ]
+    assert found.created_at == datetime(2025, 11, 13, 14, 50, 57, tzinfo=UTC)
+    assert found.title == "what to buy?"
+    assert report.source == "gemini"
+
+
+def test_other_products_and_other_deeds_are_counted(tmp_path: Path) -> None:
+    entries = [
+        entry("Prompted hello"),
+        entry("Created a canvas"),
+        entry("Visited a page", header="Chrome", products=["Chrome"]),
+        entry("Asked Bard: old question", header="Bard", products=["Bard"]),
+    ]
+    found, report = read(tmp_path, dump(entries))
+    assert [c.messages[0].text for c in found] == ["hello", "old question"]
+    assert report.ignored == {"Gemini activity: Created": 1, "Chrome activity": 1}
+    assert report.whole
+
+
+def test_a_title_in_another_language_is_kept_whole(tmp_path: Path) -> None:
+    (found,), _ = read(
+        tmp_path, dump([entry("Gesendeter Prompt: Was kochen?", header="Gemini-Apps")])
+    )
+    assert found.messages[0].text == "Gesendeter Prompt: Was kochen?"
+
+
+@pytest.mark.parametrize(
+    ("date", "expected"),
+    [
+        ("Nov 13, 2025, 9:50:57\u202fAM CST", datetime(2025, 11, 13, 15, 50, 57, tzinfo=UTC)),
+        ("Nov 13, 2025, 9:50:57 PM UTC", datetime(2025, 11, 13, 21, 50, 57, tzinfo=UTC)),
+        ("13 Nov 2025, 09:50:57 GMT+01:00", datetime(2025, 11, 13, 8, 50, 57, tzinfo=UTC)),
+        ("13.11.2025, 09:50:57 MEZ", datetime(2025, 11, 13, 8, 50, 57, tzinfo=UTC)),
+        ("2025/11/13 9:50:57 JST", datetime(2025, 11, 13, 0, 50, 57, tzinfo=UTC)),
+    ],
+)
+def test_the_page_gives_the_same_as_the_json(tmp_path: Path, date: str, expected: datetime) -> None:
+    text = f"Prompted what to buy?<br>{date}<br><p>Bread.</p>"
+    found, report = read(tmp_path, page(("Chrome", "Visited x"), ("Gemini Apps", text)))
+    assert [[(m.role, m.text) for m in c.messages] for c in found] == [
+        [("user", "what to buy?"), ("assistant", "Bread.")]
+    ]
+    assert found[0].created_at == expected
+    assert report.ignored == {"Chrome activity": 1}
+    assert report.whole
+
+
+def test_a_page_cut_short_keeps_what_came_before(tmp_path: Path) -> None:
+    content = page(*(("Gemini Apps", f"Prompted number {i}<br>{AT}<br>") for i in range(20)))
+    found, report = read(tmp_path, content[: len(content) // 2])
+    assert 8 <= len(found) <= 11
+    assert not report.whole
+    assert "cut short" in report.damages[0]
+
+
+def test_takeout_names_its_files_in_the_users_language(tmp_path: Path) -> None:
+    content = zipped(
+        {
+            "Takeout/マイ アクティビティ/Gemini アプリ/マイアクティビティ.json": dump(
+                [entry("Prompted hi")]
+            )
+        }
+    )
+    found, _ = read(tmp_path, content)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("markup", ["<", "<a ", "<!--", "<p", "&", "<![CDATA[", "<script>"])
+def test_no_markup_is_slow(markup: str) -> None:
+    started = time.monotonic()
+    html_to_text(markup * (1_000_000 // len(markup)))
+    assert time.monotonic() - started < 3.0  # a quadratic pass would take minutes
+
+
+def test_activity_without_gemini_is_no_export(tmp_path: Path) -> None:
+    with pytest.raises(BadExport, match="holds YouTube activity but no Gemini prompts"):
+        read(tmp_path, page(("YouTube", "Watched x")))

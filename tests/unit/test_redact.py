@@ -1,0 +1,166 @@
+"""Credentials never leave the reader, ordinary words always do, and no line makes it slow."""
+
+from __future__ import annotations
+
+import base64
+import random
+import string
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+
+from daemon.export.redact import redact
+from tests.support.export_samples import dump, read, talk
+
+# Made here, so that no scanner takes this file for a leak.
+RANDOM = random.Random(11)
+
+
+def made(length: int, alphabet: str = string.ascii_letters + string.digits) -> str:
+    return "a1B2" + "".join(RANDOM.choice(alphabet) for _ in range(length - 4))
+
+
+SECRETS = {
+    "openai": "sk-" + made(48),
+    "openai project": "sk-proj-" + made(60),
+    "anthropic": "sk-ant-api03-" + made(90) + "-" + made(6),
+    "deepseek": "sk-" + "0123456789abcdef" * 2,
+    "aws": "AKIA" + made(16, string.ascii_uppercase + string.digits).upper(),
+    "github": "ghp_" + made(36),
+    "github fine": "github_pat_" + made(22) + "_" + made(50),
+    "gitlab": "glpat-" + made(20),
+    "slack": "xoxb-" + "1234567890-" + made(24),
+    "google": "AIza" + made(35),
+    "supabase": "sb_secret_" + made(30),
+    "npm": "npm_" + made(36),
+    "stripe": "sk_live_" + made(24),
+    "hugging face": "hf_" + made(34),
+    "jwt": ".".join(
+        base64.urlsafe_b64encode(part).decode().rstrip("=")
+        for part in (b'{"alg":"HS256"}', b'{"sub":"1234567890"}', b"signature-bytes-here")
+    ),
+    "visa": "4111 1111 1111 1111",
+    "mastercard": "5555555555554444",
+    "amex": "3782-822463-10005",
+}
+
+
+@pytest.mark.parametrize("kind", SECRETS)
+@pytest.mark.parametrize(
+    "frame", ["{}", "it is {}, ok?", "KEY={}\n", '{{"k": "{}"}}', "`{}`", "({})"]
+)
+def test_secrets_are_replaced_wherever_they_stand(kind: str, frame: str) -> None:
+    secret = SECRETS[kind]
+    text, count = redact(frame.format(secret))
+    assert secret not in text
+    assert count == 1
+    assert "[redacted:" in text
+    assert text.startswith(frame[:1] if frame[0] != "{" else text[:1])
+
+
+@pytest.mark.parametrize("ending", ["\n", "\\n"], ids=["lines", "escaped"])
+def test_private_keys_go_as_a_whole(ending: str) -> None:
+    body = ending.join(made(64) for _ in range(5))
+    for kind in ("", "RSA ", "EC ", "OPENSSH "):
+        pem = f"-----BEGIN {kind}PRIVATE KEY-----{ending}{body}{ending}-----END {kind}PRIVATE KEY-----"
+        assert redact(f"here:\n{pem}\nthanks") == ("here:\n[redacted:private-key]\nthanks", 1)
+    cut = f"-----BEGIN PRIVATE KEY-----{ending}{body}"
+    assert redact(cut) == ("[redacted:private-key]", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("password: hunter2", "password: [redacted:password]"),
+        ("my password is hunter2.", "my password is [redacted:password]."),
+        ("My WiFi password is swordfish", "My WiFi password is [redacted:password]"),
+        ("my netflix password: kitten42", "my netflix password: [redacted:password]"),
+        ("pwd=abc12345;", "pwd=[redacted:password];"),
+        ("DB_PASSWORD='Xy7$kk29'", "DB_PASSWORD='[redacted:password]'"),
+        ('{"password": "P@ssw0rd!"}', '{"password": "[redacted:password]"}'),
+        ("mi contraseña es Gato1234", "mi contraseña es [redacted:password]"),
+        ("Mein Passwort ist geheim99", "Mein Passwort ist [redacted:password]"),
+        ("mon mot de passe est soleil24", "mon mot de passe est [redacted:password]"),
+        ("минипароль: qwerty123", "минипароль: [redacted:password]"),
+        ("密码是abc12345", "密码是[redacted:password]"),
+        ("postgres://app:s3cr3tPw@db/x", "postgres://app:[redacted:password]@db/x"),
+        ("Authorization: Bearer abcDEF1234567890abcDEF1234", "Authorization: Bearer [redacted:api-key]"),
+    ],
+)  # fmt: skip
+def test_passwords_after_a_cue(text: str, expected: str) -> None:
+    assert redact(text) == (expected, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "my password is incorrect",
+        "my password is not working since the update",
+        "the password is required",
+        "password = request.form['password']",
+        "password: str",
+        "def login(user, password=None):",
+        "password=os.environ['DB_PASSWORD']",
+        "password = get_password(user1)",
+        "Password: minimum 8 characters",
+        "password: ********",
+        "pwd=$PWD",
+        "postgres://user:password@localhost/db",
+        "postgres://${USER}:${PASS}@host/db",
+        "sk-fading-circle-container-element",
+        "token: abcdefghijklmnopqrstuvwxyz",
+        "passwordResetToken: user.resetToken2",
+        "order 1234 5678 9012 3456 and 4111111111111112",
+        "4111111111111111.5 and id_4111111111111111",
+        "-----BEGIN PRIVATE KEY----- starts such a block",
+        "-----BEGIN CERTIFICATE-----",
+        "commit 3f786850e387550fdab836ed7e6dc881de23001b",
+        "550e8400-e29b-41d4-a716-446655440000",
+        "",
+    ],
+)
+def test_ordinary_words_stay(text: str) -> None:
+    assert redact(text) == (text, 0)
+
+
+def test_redacting_twice_changes_nothing() -> None:
+    once, _ = redact(" and ".join([*SECRETS.values(), "password: hunter2", "u://a:b1c2d3@h"]))
+    assert redact(once) == (once, 0)
+
+
+def test_at_most_one_false_hit_in_a_megabyte_of_code() -> None:
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    size = hits = 0
+    for path in sorted(folder.glob("*.py")):
+        code = path.read_text("utf-8", "replace")
+        size += len(code)
+        hits += redact(code)[1]
+    assert size > 1_000_000
+    assert hits <= size / 1_000_000
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "sk-", "eyJ", "eyJaaaaaaaa.", "password ", "password:", "my password ", "password is ",
+        "-----BEGIN PRIVATE KEY-----", "4", "4111 ", "4111-1111-", "http://", "://a:b", "token",
+        "secret_", "-", "_", "A", "my ", "密码", "key=", "\u0130password",
+    ],
+)  # fmt: skip
+def test_no_line_is_slow(unit: str) -> None:
+    line = unit * (500_000 // len(unit)) + "password"
+    started = time.monotonic()
+    redact(line)
+    assert time.monotonic() - started < 3.0  # anything quadratic would take minutes
+
+
+def test_the_reader_redacts_text_and_title_and_counts(tmp_path: Path) -> None:
+    secret = SECRETS["openai"]
+    (found,), report = read(
+        tmp_path, dump([talk("c", f"use {secret}", "ok", title=f"Key {secret}")])
+    )
+    assert found.title == "Key [redacted:api-key]"
+    assert found.messages[0].text == "use [redacted:api-key]"
+    assert report.redacted == 2
