@@ -29,6 +29,7 @@ _RAREST = 5
 _PARTNERS = 3
 """Questions about one saying."""
 _LEAST_ALIKE = 0.2
+_LEAST_CHANGED = 0.4
 _MOST_COMPARED = 200_000
 _KEYS_A_PART = 150_000
 
@@ -52,7 +53,9 @@ def alike(known: Sayings, *, most: int) -> list[tuple[Saying, Saying]]:
             a, b = known.all[first], known.all[second]
             if known.meaning_of(a) != known.meaning_of(b):
                 score = _likeness(a, b, seen, len(known.all) + 1)
-                if score >= _LEAST_ALIKE and may_be_same(a.reading, b.reading):
+                # Another number or day can be no rewording, but a newer state it can.
+                least = _LEAST_ALIKE if may_be_same(a.reading, b.reading) else _LEAST_CHANGED
+                if score >= least:
                     scored.append((score, first, second))
         if len(scored) > 20 * most:
             scored = _best(scored, 10 * most)

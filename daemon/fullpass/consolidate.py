@@ -22,7 +22,7 @@ from daemon.fullpass.alike import alike
 from daemon.fullpass.context import report_progress
 from daemon.fullpass.judge import judge
 from daemon.fullpass.meaning import may_be_same
-from daemon.fullpass.sayings import Mention, Saying, Sayings
+from daemon.fullpass.sayings import CONFIDENCES, Mention, Saying, Sayings
 from daemon.fullpass.supersede import Meaning, succeed
 from daemon.logs import get_logger
 
@@ -52,11 +52,7 @@ async def consolidate(work: Pass) -> dict[str, int]:
     if not work.caller.offline:
         settled = await _ask(work, known, counts)
     meanings = [Meaning(sayings) for sayings in known.meanings()]
-    succeed(
-        known,
-        meanings,
-        lambda older, newer: settled.get((older.newest.number, newer.newest.number)),
-    )
+    succeed(known, meanings, settled)
     facts = list(_facts(work.job.user_id, meanings))
     counts |= Counter(await _save(work, known, facts))
     superseded = sum(f.superseded_by is not None for f in facts)
@@ -114,7 +110,7 @@ async def _ask(
     """
     pairs = [_in_time(a, b) for a, b in alike(known, most=MOST_QUESTIONS)]
     meanings = [Meaning(sayings) for sayings in known.meanings()]
-    doubts = succeed(known, meanings, lambda _older, _newer: None).doubts
+    doubts = succeed(known, meanings, {}).doubts
     pairs += [(older.newest, newer.newest) for older, newer, _ in doubts]
     distinct = list(dict.fromkeys((a.number, b.number) for a, b in pairs))
     counts["pairs_unasked"] += max(0, len(distinct) - MOST_QUESTIONS)
@@ -123,15 +119,18 @@ async def _ask(
     named: dict[tuple[int, int], Pair] = {(a, b): (texts[a], texts[b]) for a, b in distinct}
     said = await judge(work, list(named.values()), counts)
     counts["pairs_asked"] += len(distinct)
-    settled: dict[tuple[int, int], bool] = {}
+    replaced: dict[tuple[int, int], bool] = {}
     groups = {known.meaning_of(group[0]): group for group in known.meanings()}
     for (a, b), pair in named.items():
         relation: Relation | None = said.get(pair)
         if relation == "same" and not _united(known, groups, known.all[a], known.all[b]):
             counts["merges_refused"] += 1
         elif relation in {"replaces", "separate"}:
-            settled[a, b] = relation == "replaces"
-    return settled
+            replaced[a, b] = relation == "replaces"
+    return {
+        (known.meaning_of(known.all[a]), known.meaning_of(known.all[b])): verdict
+        for (a, b), verdict in replaced.items()
+    }
 
 
 def _in_time(a: Saying, b: Saying) -> tuple[Saying, Saying]:
@@ -237,7 +236,7 @@ async def _save(work: Pass, known: Sayings, facts: list[Fact]) -> dict[str, int]
                 user, [f.id for f in batch], [f.meaning for f in batch],
                 [f.newest.source for f in batch], [f.newest.newest_row for f in batch],
                 [_slot(f.sayings) for f in batch],
-                ["high" if any(s.confident for s in f.sayings) else "medium" for f in batch],
+                [CONFIDENCES[max(s.confidence for s in f.sayings)] for f in batch],
                 [_valid_from(f.sayings) for f in batch], [f.superseded_by for f in batch],
                 rows, fact_of, MOST_EVIDENCE,
             )  # fmt: skip

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+CONFIDENCES = ("low", "medium", "high")
+
+
 class Mention(NamedTuple):
     """One verified report of a fact, as consolidation reads it."""
 
@@ -49,7 +52,8 @@ class Saying:
     category: str
     slot: str
     reading: Reading
-    confident: bool
+    confidence: int
+    """The highest of its mentions: an index of CONFIDENCES."""
     first: float
     """When it was first said, of the mentions with a date; inf when none has one."""
     first_tie: int
@@ -91,7 +95,7 @@ class Sayings:
         if saying is None:
             saying = Saying(
                 number=len(self.all), source=source, category=self._shared(mention.category),
-                slot="", reading=reading, confident=False, first=inf, first_tie=tie, first_key=reading.key, newest=order,
+                slot="", reading=reading, confidence=0, first=inf, first_tie=tie, first_key=reading.key, newest=order,
                 newest_row=mention.row, valid_from=0, place=_hash(mention.place),
                 order_of_slot=(-inf, -1, 0),
             )  # fmt: skip
@@ -109,7 +113,7 @@ class Sayings:
             saying.slot, saying.order_of_slot = self._shared(mention.slot), order
         if mention.valid_from and order >= saying.newest:
             saying.valid_from = mention.valid_from
-        saying.confident = saying.confident or mention.confidence == "high"
+        saying.confidence = max(saying.confidence, CONFIDENCES.index(mention.confidence))
         self.rows.append(mention.row)
         self.said_by_row.append(saying.number)
         renamed = _renaming(mention.statement)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from itertools import pairwise
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,7 @@ from daemon.fullpass.meaning import overlap
 from daemon.fullpass.wording import holds_many, is_predicate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from daemon.fullpass.sayings import Saying, Sayings
 
@@ -57,21 +56,47 @@ class Succession:
 
 
 def succeed(
-    known: Sayings, meanings: list[Meaning], settled: Callable[[Meaning, Meaning], bool | None]
+    known: Sayings, meanings: list[Meaning], settled: Mapping[tuple[int, int], bool]
 ) -> Succession:
     """Set `replaced_by` of every meaning that a later one replaces.
 
-    `settled` tells what a model said of a pair (older, newer): True, False, or None if nothing.
+    `settled` holds what a model said of pairs (older, newer), named by their meaning's number:
+    whether the one replaces the other.
     """
     found = Succession()
+
+    def said(older: Meaning, newer: Meaning) -> bool | None:
+        return settled.get((known.meaning_of(older.newest), known.meaning_of(newer.newest)))
+
     subjects = _subjects(meanings)
     for questions, rule in _questions(known, meanings, subjects):
         for answers in questions.values():
             if len(answers) > 1:
-                _settle_question(answers, rule, settled, found)
+                _settle_question(answers, rule, said, found)
+    _follow_model(known, meanings, settled)
     return found
 
 
+
+
+def _follow_model(
+    known: Sayings, meanings: list[Meaning], settled: Mapping[tuple[int, int], bool]
+) -> None:
+    """Let a model's word replace what no rule compared, if time allows and nothing else did."""
+    if not any(settled.values()):
+        return
+    by_number = {known.meaning_of(m.newest): m for m in meanings}
+    for (first, second), replaces in sorted(settled.items()):
+        older, newer = by_number.get(first), by_number.get(second)
+        if (
+            replaces
+            and older is not None
+            and newer is not None
+            and older is not newer
+            and older.replaced_by is None
+            and _later(older.newest, newer.newest)
+        ):
+            older.replaced_by = newer
 
 
 def _settle_question(
