@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _BUCKET = 24
 """A word that more sayings hold says too little; it counts in pairs with another."""
 _RAREST = 5
-_PARTNERS = 3
-"""Questions about one saying."""
+_PARTNERS = 4
+"""Questions whether one saying repeats another."""
 _LEAST_ALIKE = 0.2
 _LEAST_CHANGED = 0.4
 _MOST_COMPARED = 200_000
@@ -53,19 +53,22 @@ def alike(known: Sayings, *, most: int) -> list[tuple[Saying, Saying]]:
             a, b = known.all[first], known.all[second]
             if known.meaning_of(a) != known.meaning_of(b):
                 score = _likeness(a, b, seen, len(known.all) + 1)
-                # Another number or day can be no rewording, but a newer state it can.
-                least = _LEAST_ALIKE if may_be_same(a.reading, b.reading) else _LEAST_CHANGED
-                if score >= least:
+                if score >= _LEAST_ALIKE and a.reading.frame != b.reading.frame:
                     scored.append((score, first, second))
         if len(scored) > 20 * most:
             scored = _best(scored, 10 * most)
-    asked: Counter[int] = Counter()
-    pairs = []
-    for _, first, second in _best(scored, len(scored)):
-        if len(pairs) < most and max(asked[first], asked[second]) < _PARTNERS:
-            asked.update((first, second))
-            pairs.append((known.all[first], known.all[second]))
-    return pairs
+    asked: Counter[tuple[bool, int]] = Counter()
+    pairs: dict[bool, list[tuple[Saying, Saying]]] = {True: [], False: []}
+    for score, first, second in _best(scored, len(scored)):
+        a, b = known.all[first], known.all[second]
+        same = may_be_same(a.reading, b.reading)
+        # Another number or day can be no rewording, but a newer state it can.
+        if same or score >= _LEAST_CHANGED:
+            places = [(same, first), (same, second)]
+            if max(asked[place] for place in places) < (_PARTNERS if same else 1):
+                asked.update(places)
+                pairs[same].append((a, b))
+    return [*pairs[True], *pairs[False]][:most]
 
 
 def _best(scored: list[tuple[float, int, int]], most: int) -> list[tuple[float, int, int]]:

@@ -29,6 +29,8 @@ Relation = Literal["same", "replaces", "separate"]
 _LARGEST_BATCH = 60
 _USUAL_BATCH = 30
 _LONGEST_STATEMENT = 400
+_SECOND_ASK = 3
+"""Beyond the re-asks of a useless reply: the same batch again is another call."""
 
 _SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -55,14 +57,33 @@ Pair = tuple[str, str]
 
 
 async def judge(work: Pass, pairs: Sequence[Pair], counts: Counter[str]) -> dict[Pair, Relation]:
-    """Return what a model says of each pair; pairs it is silent about are missing."""
+    """Return what a model says of each pair; pairs it is silent about are missing.
+
+    What would change facts (same, replaces) is put a second time in other company, and stands only
+    if the answer does: a slip seldom comes twice.
+    """
+    first = await _asked(work, list(batched(pairs)), counts, ask=0)
+    grave = [pair for pair, relation in first.items() if relation != "separate"]
+    batches = [list(reversed(batch)) for batch in batched(grave)]
+    second = await _asked(work, batches, counts, ask=_SECOND_ASK)
+    confirmed: dict[Pair, Relation] = {p: r for p, r in first.items() if r == "separate"}
+    for pair in grave:
+        if second.get(pair) == first[pair]:
+            confirmed[pair] = first[pair]
+        else:
+            counts["pairs_unconfirmed"] += 1
+    return confirmed
+
+
+async def _asked(
+    work: Pass, batches: list[list[Pair]], counts: Counter[str], *, ask: int
+) -> dict[Pair, Relation]:
     said: dict[Pair, Relation] = {}
-    batches = list(batched(pairs))
     abreast = max(1, work.settings.fact_extraction_concurrency)
     for start in range(0, len(batches), abreast):
         # All of a wave land, so that what was paid has its receipt (promise 2).
         answers = await asyncio.gather(
-            *(_ask(work, batch) for batch in batches[start : start + abreast]),
+            *(_ask(work, batch, ask=ask) for batch in batches[start : start + abreast]),
             return_exceptions=True,
         )
         for batch, answer in zip(batches[start:], answers, strict=False):
@@ -89,7 +110,7 @@ def batched(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
         yield batch
 
 
-async def _ask(work: Pass, batch: list[Pair]) -> dict[Pair, Relation]:
+async def _ask(work: Pass, batch: list[Pair], *, ask: int) -> dict[Pair, Relation]:
     instructions = prompt("same")
     request = Request(
         purpose="same",
@@ -103,6 +124,7 @@ async def _ask(work: Pass, batch: list[Pair]) -> dict[Pair, Relation]:
         schema=_SCHEMA,
         max_tokens=4_096,
         timeout_seconds=work.settings.llm_timeout_seconds,
+        ask=ask,
     )
     items = (await work.caller.ask(work.scope, request, _read)).value.items
     said: dict[Pair, Relation] = {}

@@ -42,6 +42,7 @@ class _Language:
     filler: set[str] = field(default_factory=set)
     months: dict[str, int] = field(default_factory=dict)
     order: set[str] = field(default_factory=set)
+    denials: set[str] = field(default_factory=set)
 
     def add(self, phrase: tuple[str, ...], meaning: tuple[str, ...]) -> None:
         known = self.phrases.setdefault(phrase[0], [])
@@ -89,6 +90,7 @@ def _wording() -> _Wording:
                 language.add(words, meaning or tuple(canonical.split()))
                 if kind == "not":
                     language.filler.update(words)
+                    language.denials.update(words if len(words) == 1 else ())
     return _Wording(languages, sets["single"], sets["many"], sets["many-slots"])
 
 
@@ -183,9 +185,11 @@ def read(statement: str) -> Reading:
             at += 1
             continue
         for phrase, meaning in (*language.phrases.get(word, ()), *shared.phrases.get(word, ())):
-            if tuple(words[at : at + len(phrase)]) == phrase:
+            taken, denied = _matched(phrase, words, at, language.denials)
+            if taken:
+                told += [NOT] * (denied and NOT not in meaning)
                 told.extend(meaning)
-                at += len(phrase)
+                at += taken
                 break
         else:
             told.append(word)
@@ -237,6 +241,25 @@ _ENDINGS = (
     ("ss", "ss"), ("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("zes", "z"),
     ("oes", "o"), ("s", ""),
 )  # fmt: skip
+
+
+def _matched(
+    phrase: tuple[str, ...], words: list[str], at: int, denials: set[str]
+) -> tuple[int, bool]:
+    """Return how many words a phrase takes here (0: none), and whether a denial stands in it.
+
+    "Decided not to" is "decided to", denied.
+    """
+    end = at
+    denied = False
+    for n, wanted in enumerate(phrase):
+        if n and not denied and end < len(words) and words[end] in denials:
+            denied = words[end] != wanted
+            end += denied
+        if end >= len(words) or words[end] != wanted:
+            return 0, False
+        end += 1
+    return end - at, denied
 
 
 def _by_number(words: list[str], at: int) -> bool:
