@@ -59,20 +59,25 @@ Pair = tuple[str, str]
 async def judge(work: Pass, pairs: Sequence[Pair], counts: Counter[str]) -> dict[Pair, Relation]:
     """Return what a model says of each pair; pairs it is silent about are missing.
 
-    What would change facts (same, replaces) is put a second time in other company, and stands only
-    if the answer does: a slip seldom comes twice.
+    What would change facts (same, replaces) is put a second time in other company and, if the two
+    answers differ, a third: two must agree. A slip seldom comes twice.
     """
     first = await _asked(work, list(batched(pairs)), counts, ask=0)
     grave = [pair for pair, relation in first.items() if relation != "separate"]
-    batches = [list(reversed(batch)) for batch in batched(grave)]
-    second = await _asked(work, batches, counts, ask=_SECOND_ASK)
-    confirmed: dict[Pair, Relation] = {p: r for p, r in first.items() if r == "separate"}
+    second = await _asked(work, _turned(grave), counts, ask=_SECOND_ASK)
+    open_pairs = [pair for pair in grave if second.get(pair, first[pair]) != first[pair]]
+    third = await _asked(work, _turned(open_pairs), counts, ask=2 * _SECOND_ASK)
+    counts["pairs_disputed"] += len(open_pairs)
+    settled: dict[Pair, Relation] = {p: r for p, r in first.items() if r == "separate"}
     for pair in grave:
-        if second.get(pair) == first[pair]:
-            confirmed[pair] = first[pair]
-        else:
-            counts["pairs_unconfirmed"] += 1
-    return confirmed
+        votes = [answers[pair] for answers in (first, second, third) if pair in answers]
+        relation, agreeing = Counter(votes).most_common(1)[0]
+        settled[pair] = relation if agreeing > 1 else "separate"
+    return settled
+
+
+def _turned(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    return [list(reversed(batch)) for batch in batched(pairs)]
 
 
 async def _asked(

@@ -10,10 +10,13 @@ days, names and denial must agree (embedding and model similarity alone score "3
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from daemon.fullpass.wording import NOT, sides
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from daemon.fullpass.wording import Reading
 
@@ -47,7 +50,7 @@ def may_be_same(a: Reading, b: Reading) -> bool:
         return False
     if a.negated != b.negated and overlap(a.claim, b.claim) >= _SAME_SUBJECT:
         return False
-    if set(a.claim) == set(b.claim) and a.claim != b.claim and (a.ordered or b.ordered):
+    if (a.ordered or b.ordered) and set(a.words) == set(b.words) and sides(a) != sides(b):
         return False  # "tea over coffee" and "coffee over tea"
     if "de" in {a.language, b.language}:
         return True  # every noun is written like a name there
@@ -68,3 +71,35 @@ def _values_agree(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
 def _day(value: str) -> tuple[str, str]:
     year, _, rest = value[1:].partition("-")
     return year, rest
+
+
+def says_only(line: Reading, facts: Sequence[Reading]) -> bool:
+    """Whether a line that rests on some facts flips or mixes none of them, as far as code can tell.
+
+    Every denial of the facts is kept and none is added; no name comes from elsewhere; what may not
+    change places did not; and the names and numbers of one fact do not stand among another's
+    ("Anna lives in Ghent, Marta in Porto" must not become "Anna in Porto, Marta in Ghent").
+    """
+    if line.words.count(NOT) != sum(f.words.count(NOT) for f in facts):
+        return False
+    known = {w for f in facts for w in f.words}
+    if any(n not in known and n.removesuffix("s") not in known for n in line.names):
+        return False
+    at = {word: n for n, word in reversed(list(enumerate(line.words)))}
+    spans = []
+    for fact in facts:
+        if fact.ordered and not _in_order(
+            [w for w in fact.words if w in at and w[0] not in "~!>"], line.words
+        ):
+            return False
+        others = {w for f in facts if f is not fact for w in f.words}
+        own = [at[w] for w in (*fact.names, *fact.values) if w in at and w not in others]
+        if own:
+            spans.append((min(own), max(own)))
+    spans.sort()
+    return all(first[1] < second[0] for first, second in pairwise(spans))
+
+
+def _in_order(words: Sequence[str], line: Sequence[str]) -> bool:
+    rest = iter(line)
+    return all(word in rest for word in words)

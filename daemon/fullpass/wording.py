@@ -331,6 +331,18 @@ _PREFERRED_OVER = frozenset(
 )  # fmt: skip
 
 
+def sides(reading: Reading) -> tuple[frozenset[str], ...]:
+    """Split what a statement says at the words whose sides may not change places."""
+    order = _wording().languages[reading.language].order
+    parts: list[set[str]] = [set()]
+    for word in reading.words:
+        if word in order or word in {NOT, ">"}:
+            parts.append({word})
+        else:
+            parts[-1].add(word)
+    return tuple(map(frozenset, parts))
+
+
 def is_predicate(word: str, kind: str) -> bool:
     """Whether a predicate has one answer at a time ("single") or several ("many")."""
     wording = _wording()
