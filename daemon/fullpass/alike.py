@@ -30,8 +30,8 @@ _PARTNERS = 4
 """Questions whether one saying repeats another."""
 _LEAST_ALIKE = 0.2
 _LEAST_CHANGED = 0.4
-_MOST_COMPARED = 200_000
-_KEYS_A_PART = 150_000
+_MOST_COMPARED = 120_000
+_KEYS_A_PART = 60_000
 
 
 def alike(known: Sayings, *, most: int) -> list[tuple[Saying, Saying]]:
@@ -42,17 +42,20 @@ def alike(known: Sayings, *, most: int) -> list[tuple[Saying, Saying]]:
         for key in _keys(saying, seen):
             keys.append(key)
             owners.append(saying.number)
+    weight = _Weights(seen, len(known.all) + 1)
     scored: list[tuple[float, int, int]] = []
     compared: set[int] = set()
     for bucket in _buckets(keys, owners):
         for first, second in combinations(bucket, 2):
             pair = first * len(known.all) + second
-            if pair in compared or len(compared) >= _MOST_COMPARED:
+            if len(compared) >= _MOST_COMPARED:
+                break
+            if pair in compared:
                 continue
             compared.add(pair)
             a, b = known.all[first], known.all[second]
             if known.meaning_of(a) != known.meaning_of(b):
-                score = _likeness(a, b, seen, len(known.all) + 1)
+                score = _likeness(a, b, weight)
                 if score >= _LEAST_ALIKE and a.reading.frame != b.reading.frame:
                     scored.append((score, first, second))
         if len(scored) > 20 * most:
@@ -109,10 +112,23 @@ def _key(text: str) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
-def _likeness(a: Saying, b: Saying, seen: Counter[str], total: int) -> float:
+def _likeness(a: Saying, b: Saying, weight: _Weights) -> float:
     """Weighted Jaccard similarity: rare words tell more than common ones."""
     first, second = set(_telling(a)), set(_telling(b))
-    shared = sum(log(total / seen[w]) + 0.1 for w in first & second)
-    everything = sum(log(total / seen[w]) + 0.1 for w in first | second)
+    shared = sum(map(weight.__getitem__, first & second))
+    everything = sum(map(weight.__getitem__, first | second))
     same_slot = 0.2 if a.slot and a.slot.casefold() == b.slot.casefold() else 0.0
     return shared / everything + same_slot if everything else 0.0
+
+
+class _Weights(dict[str, float]):
+    """What each word tells, by how few sayings hold it; worked out when first asked for."""
+
+    def __init__(self, seen: Counter[str], total: int) -> None:
+        super().__init__()
+        self._seen = seen
+        self._total = total
+
+    def __missing__(self, word: str) -> float:
+        weight = self[word] = log(self._total / self._seen[word]) + 0.1
+        return weight

@@ -53,15 +53,17 @@ async def consolidate(work: Pass) -> dict[str, int]:
         settled = await _ask(work, known, counts)
     meanings = [Meaning(sayings) for sayings in known.meanings()]
     succeed(known, meanings, settled)
-    facts = list(_facts(work.job.user_id, meanings))
-    counts |= Counter(await _save(work, known, facts))
-    superseded = sum(f.superseded_by is not None for f in facts)
+    facts = sum(len(_by_source(meaning)) for meaning in meanings)
+    saved = await _save(work, known, _facts(work.job.user_id, meanings), facts)
     result = {
         "reported": len(known.rows),
-        "facts": len(facts),
-        "merged": len(known.rows) - len(facts),
-        "superseded": superseded,
+        "facts": facts,
+        "merged": len(known.rows) - facts,
+        "superseded": sum(
+            len(_by_source(m)) for m in meanings if m.replaced_by is not None
+        ),
         **counts,
+        **saved,
     }
     _log.info("facts.consolidated", **result)
     return result
@@ -184,27 +186,25 @@ class Fact:
 
 def _facts(user_id: UUID, meanings: Sequence[Meaning]) -> Iterator[Fact]:
     """Yield the facts of all meanings, each pointing to the one that replaces it."""
-    made: dict[int, dict[str, Fact]] = {}
-
-    def facts_of(meaning: Meaning) -> dict[str, Fact]:
-        if (known := made.get(id(meaning))) is None:
-            by_source: dict[str, list[Saying]] = {}
-            for saying in meaning.sayings:
-                by_source.setdefault(saying.source, []).append(saying)
-            shared = _id(user_id, "", meaning.sayings)
-            known = made[id(meaning)] = {
-                source: Fact(_id(user_id, source, sayings), shared, sayings)
-                for source, sayings in by_source.items()
-            }
-        return known
-
     for meaning in meanings:
-        heirs = facts_of(meaning.replaced_by) if meaning.replaced_by is not None else {}
-        for source, fact in facts_of(meaning).items():
+        shared = _id(user_id, "", meaning.sayings)
+        by_source = _by_source(meaning)
+        heirs = _by_source(meaning.replaced_by) if meaning.replaced_by is not None else {}
+        for source, sayings in by_source.items():
+            fact = Fact(_id(user_id, source, sayings), shared, sayings)
             if heirs:
-                heir = heirs.get(source) or max(heirs.values(), key=lambda f: f.newest.newest)
-                fact.superseded_by = heir.id
+                # Of the same source where it has one, else of the source that said it last.
+                last = max(heirs, key=lambda s: max(x.newest for x in heirs[s]))
+                heir = source if source in heirs else last
+                fact.superseded_by = _id(user_id, heir, heirs[heir])
             yield fact
+
+
+def _by_source(meaning: Meaning) -> dict[str, list[Saying]]:
+    by_source: dict[str, list[Saying]] = {}
+    for saying in meaning.sayings:
+        by_source.setdefault(saying.source, []).append(saying)
+    return by_source
 
 
 def _id(user_id: UUID, source: str, sayings: Iterable[Saying]) -> UUID:
@@ -213,16 +213,17 @@ def _id(user_id: UUID, source: str, sayings: Iterable[Saying]) -> UUID:
     return uuid5(_NAMESPACE, "\x1f".join((str(user_id), source, *first.first_key)))
 
 
-async def _save(work: Pass, known: Sayings, facts: list[Fact]) -> dict[str, int]:
+async def _save(
+    work: Pass, known: Sayings, facts: Iterator[Fact], count: int
+) -> dict[str, int]:
     """Stage the facts in bounded transactions, then make them the person's in one step."""
     user = work.job.user_id
     members = _members(known)
     async with work.lease.fenced() as connection:
         await connection.execute("delete from fullpass.staged_facts where user_id = $1", user)
         await report_progress(work, connection)
-    remaining = iter(facts)
     done = 0
-    while batch := list(islice(remaining, _FACTS_A_BATCH)):
+    while batch := list(islice(facts, _FACTS_A_BATCH)):
         rows: list[int] = []
         fact_of: list[UUID] = []
         for fact in batch:
@@ -241,7 +242,7 @@ async def _save(work: Pass, known: Sayings, facts: list[Fact]) -> dict[str, int]
                 rows, fact_of, MOST_EVIDENCE,
             )  # fmt: skip
             done += len(batch)
-            await report_progress(work, connection, share=0.9 * done / len(facts))
+            await report_progress(work, connection, share=0.9 * done / count)
     async with work.lease.fenced() as connection:
         applied: dict[str, Any] = json.loads(
             await connection.fetchval(

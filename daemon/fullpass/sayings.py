@@ -105,7 +105,9 @@ class Sayings:
         elif order > saying.newest:
             # The newest wording stands.
             saying.newest, saying.newest_row = order, mention.row
-            saying.category, saying.reading = self._shared(mention.category), reading
+            saying.category = self._shared(mention.category)
+            if reading.names != saying.reading.names:
+                saying.reading = reading
             saying.place = _hash(mention.place)
         if mention.observed > -inf and (mention.observed, tie) < (saying.first, saying.first_tie):
             saying.first, saying.first_tie = mention.observed, tie

@@ -32,19 +32,22 @@ if TYPE_CHECKING:
 
 _LOOK_AHEAD = 8
 """How many later answers to one question are compared with each."""
+_ENUMERATION = 12
+"""Where rules doubt and so many answers stand side by side, they are a list, no contradiction."""
+_MOST_DOUBTS = 10_000
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Meaning:
     """One meaning: its sayings of all sources, and what replaced it."""
 
     sayings: list[Saying]
     replaced_by: Meaning | None = None
+    newest: Saying = field(init=False)
+    """The saying that was said last."""
 
-    @property
-    def newest(self) -> Saying:
-        """The saying that was said last."""
-        return max(self.sayings, key=lambda s: s.newest)
+    def __post_init__(self) -> None:
+        self.newest = max(self.sayings, key=lambda s: s.newest)
 
 
 @dataclass(slots=True)
@@ -66,6 +69,8 @@ def succeed(
     found = Succession()
 
     def said(older: Meaning, newer: Meaning) -> bool | None:
+        if not settled:
+            return None
         return settled.get((known.meaning_of(older.newest), known.meaning_of(newer.newest)))
 
     subjects = _subjects(meanings)
@@ -106,18 +111,19 @@ def _settle_question(
     found: Succession,
 ) -> None:
     answers.sort(key=lambda m: m.newest.newest)
+    ahead = _LOOK_AHEAD if len(answers) <= _ENUMERATION else 2
     for n in range(len(answers) - 2, -1, -1):
         older = answers[n]
-        for newer in answers[n + 1 : n + 1 + _LOOK_AHEAD]:
+        for newer in answers[n + 1 : n + 1 + ahead]:
             if newer is older or not _later(older.newest, newer.newest):
                 continue
             verdict, certain = rule(older.newest, newer.newest)
             if not certain:
                 said = settled(older, newer)
-                if said is None:
-                    found.doubts.append((older, newer, verdict))
-                else:
+                if said is not None:
                     verdict = said
+                elif len(answers) <= _ENUMERATION and len(found.doubts) < _MOST_DOUBTS:
+                    found.doubts.append((older, newer, verdict))
             if verdict:
                 # The first to replace it, whichever question it was found by.
                 if older.replaced_by is None or newer.newest.newest < older.replaced_by.newest.newest:

@@ -184,7 +184,7 @@ def read(statement: str) -> Reading:
             told.append(f"month{month}")
             at += 1
             continue
-        for phrase, meaning in (*language.phrases.get(word, ()), *shared.phrases.get(word, ())):
+        for phrase, meaning in language.phrases.get(word) or shared.phrases.get(word) or ():
             taken, denied = _matched(phrase, words, at, language.denials)
             if taken:
                 told += [NOT] * (denied and NOT not in meaning)
@@ -269,15 +269,27 @@ def _by_number(words: list[str], at: int) -> bool:
 
 def _language_of(words: list[str]) -> str:
     """Name the language whose small words stand most often in it; English when none does."""
-    best, most = "en", 0.0
+    signs = _signs()
+    hits: dict[str, float] = {}
+    for word in words:
+        for name, weight in signs.get(word, ()):
+            hits[name] = hits.get(name, 0.0) + weight
+    if not hits:
+        return "en"
+    most = max(hits.values())
+    return next(name for name in _wording().languages if hits.get(name) == most)
+
+
+@cache
+def _signs() -> dict[str, tuple[tuple[str, float], ...]]:
+    """Return which languages each known word speaks for, and how much."""
+    signs: dict[str, tuple[tuple[str, float], ...]] = {}
     for name, language in _wording().languages.items():
-        if name == "all":
-            continue
-        hits = sum(1.0 if w in language.filler else 0.7 if w in language.phrases else 0.0
-                   for w in words)  # fmt: skip
-        if hits > most:
-            best, most = name, hits
-    return best
+        if name != "all":
+            for word in language.filler | language.phrases.keys():
+                weight = 1.0 if word in language.filler else 0.7
+                signs[word] = (*signs.get(word, ()), (name, weight))
+    return signs
 
 
 def _number(word: str) -> str:
