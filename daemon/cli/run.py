@@ -17,7 +17,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import NAMESPACE_URL, UUID, uuid5
 
 import asyncpg
 import click
@@ -28,17 +27,22 @@ from daemon import migrations
 from daemon.cli.progress import Shown, progress_shown
 from daemon.cli.results import Results, prepare_folder, results_of, write_results
 from daemon.cli.summary import summary
-from daemon.cli.target import connection_to, local_data, require_schema, settings_and_logs
+from daemon.cli.target import (
+    LOCAL_PERSON,
+    connection_to,
+    local_data,
+    require_schema,
+    settings_and_logs,
+)
 from daemon.embedded import EmbeddedPostgres
 from daemon.errors import FullpassError, GiveUp, TryAgain, UsageError
 from daemon.settings import load_settings
 from daemon.worker import Worker
 
 if TYPE_CHECKING:
-    from daemon.settings import Settings
+    from uuid import UUID
 
-LOCAL_PERSON = uuid5(NAMESPACE_URL, "https://fullpass.invalid/the-person-at-this-machine")
-"""The user of the embedded database: one machine, one person."""
+    from daemon.settings import Settings
 
 _LOOK_AGAIN_SECONDS = 0.5
 
@@ -242,6 +246,10 @@ def _stop_signal(shown: Shown) -> asyncio.Event:
         if not stop.is_set():
             stop.set()
             shown.note = "Stopping when running calls have landed"
+        elif sys.stderr.isatty():
+            # The process ends here and now: give the terminal its cursor back first.
+            sys.stderr.write("\x1b[?25h\nstopped at once; the same command goes on from here\n")
+            sys.stderr.flush()
         os.kill(os.getpid(), signal.SIGTERM)
 
     loop.add_signal_handler(signal.SIGINT, asked)

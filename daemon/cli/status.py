@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 
 from daemon.cli.screen import facts_screen, job_screen, overview_screen
-from daemon.cli.target import connection_to, known_database, settings_and_logs
+from daemon.cli.target import LOCAL_PERSON, connection_to, known_database, settings_and_logs
 from daemon.errors import GiveUp, UsageError
 from daemon.ops.overview import overview
 from daemon.ops.status import facts_of, job_account, newest_job
@@ -29,9 +29,12 @@ def show_status(
     """Show what was asked for, once or until Ctrl-C."""
     if watch and as_json:
         raise UsageError("--watch and --json exclude each other")
+    settings = settings_and_logs(quiet=True)
     if facts and job is None and user is None:
-        raise UsageError("--facts: whose? Name a JOB or give --user")
-    with known_database(settings_and_logs(quiet=True)) as url:
+        if settings.database_url is not None:
+            raise UsageError("--facts: whose? Name a JOB or give --user")
+        user = LOCAL_PERSON
+    with known_database(settings) as url:
         try:
             asyncio.run(_show(url, job=job, user=user, facts=facts, watch=watch, as_json=as_json))
         except KeyboardInterrupt:
