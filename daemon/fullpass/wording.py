@@ -279,7 +279,19 @@ def _language_of(words: list[str]) -> str:
     if not hits:
         return "en"
     most = max(hits.values())
-    return next(name for name in _wording().languages if hits.get(name) == most)
+    tied = [name for name in _wording().languages if hits.get(name) == most]
+    return tied[0] if len(tied) == 1 else max(tied, key=lambda name: _phrased(words, name))
+
+
+def _phrased(words: list[str], name: str) -> int:
+    """Count the words of phrases of several words: "vive no" is Portuguese, not "does not live"."""
+    language = _wording().languages[name]
+    return sum(
+        len(phrase)
+        for at, word in enumerate(words)
+        for phrase, _ in language.phrases.get(word, ())
+        if len(phrase) > 1 and tuple(words[at : at + len(phrase)]) == phrase
+    )
 
 
 @cache
@@ -343,6 +355,14 @@ _PREFERRED_OVER = frozenset(
     ["to", "over", "rather", "than", "instead", "à", "au", "aux", "que", "a", "al", "als",
      "gegenüber", "boven", "~morethan"]
 )  # fmt: skip
+
+
+def is_filler(word: str) -> bool:
+    """Whether a word says nothing of its own in some language; denials do."""
+    return any(
+        word in language.filler and word not in language.denials
+        for language in _wording().languages.values()
+    )
 
 
 def sides(reading: Reading) -> tuple[frozenset[str], ...]:
