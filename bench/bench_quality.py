@@ -155,7 +155,7 @@ async def one_pass(url: str, export: Path, llm: AnthropicServer | None, **settin
             user,
         )
         memory = await db.fetchval("select memory_md from user_profiles where user_id = $1", user)
-        return {"facts": facts, "memory": memory, "reported": reported, "result": json.loads(row["result"]),
+        return {"user": user, "facts": facts, "memory": memory, "reported": reported, "result": json.loads(row["result"]),
                 "proven": proven["proven"] / max(1, proven["quotes"])}  # fmt: skip
     finally:
         await db.close()
