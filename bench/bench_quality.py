@@ -124,7 +124,7 @@ async def one_pass(url: str, export: Path, llm: AnthropicServer | None, **settin
     try:
         job = await db.fetchval(
             "insert into processing_jobs (user_id, storage_path) values ($1, $2) returning id",
-            user, f"file://{export}",
+            user, f"file://{export.resolve()}",
         )  # fmt: skip
         if llm is not None:
             await work_once(url, llm.url, lease_seconds=60.0, heartbeat_seconds=5.0, **settings)
@@ -155,7 +155,7 @@ async def one_pass(url: str, export: Path, llm: AnthropicServer | None, **settin
             user,
         )
         memory = await db.fetchval("select memory_md from user_profiles where user_id = $1", user)
-        return {"facts": facts, "memory": memory, "reported": reported, "result": json.loads(row["result"]),
+        return {"user": user, "facts": facts, "memory": memory, "reported": reported, "result": json.loads(row["result"]),
                 "proven": proven["proven"] / max(1, proven["quotes"])}  # fmt: skip
     finally:
         await db.close()
@@ -212,7 +212,16 @@ def judge_pass(truth: Truth, got: Json, label: str, *, heard_only: bool) -> tupl
         text for text, cites in lines
         if not cites or any(c not in prefix for c in cites) or not says_only(text, [prefix[c] for c in cites])
     ]  # fmt: skip
-    invented += [text for text, _ in lines for t in truth.traps if t["statement"].casefold() in text.casefold()]
+    snares = {" ".join(t["sentence"].split()) for t in truth.traps}
+    trapped = {
+        c for c, row in prefix.items()
+        if all(" ".join(e["quote"].split()) in snares for e in row["evidence"])
+    }  # fmt: skip
+    invented += [
+        text for text, cites in lines
+        if trapped.intersection(cites)
+        or any(t.get("statement", "\x00").casefold() in text.casefold() for t in truth.traps)
+    ]  # fmt: skip
     shown = [f for f in alive if any(str(r).replace("-", "")[:8] in cited for r in rows_of[f["id"]])]
     metrics = [
         Metric(f"{label}.facts_recall", 1 - len(lost) / max(1, len(wanted)), 0.99),

@@ -77,7 +77,7 @@ def says_only(line: Reading, facts: Sequence[Reading]) -> bool:
     """Whether a line that rests on some facts flips or mixes none of them, as far as code can tell.
 
     Every denial of the facts is kept and none is added; no name comes from elsewhere; what may not
-    change places did not; and the names and numbers of one fact do not stand among another's
+    change places did not; and what one fact alone says does not stand among another's words
     ("Anna lives in Ghent, Marta in Porto" must not become "Anna in Porto, Marta in Ghent").
     """
     if line.words.count(NOT) != sum(f.words.count(NOT) for f in facts):
@@ -93,7 +93,7 @@ def says_only(line: Reading, facts: Sequence[Reading]) -> bool:
         ):
             return False
         others = {w for f in facts if f is not fact for w in f.words}
-        own = [at[w] for w in (*fact.names, *fact.values) if w in at and w not in others]
+        own = [at[w] for w in fact.words if w in at and w not in others and w[0] not in "~!>"]
         if own:
             spans.append((min(own), max(own)))
     spans.sort()

@@ -21,7 +21,7 @@ from daemon.fullpass.meaning import says_only
 from daemon.fullpass.prompts import prompt
 from daemon.fullpass.reduce import by_rank, fact_lines, numbered
 from daemon.fullpass.tokens import estimate_tokens
-from daemon.fullpass.wording import NOT, read
+from daemon.fullpass.wording import NOT, is_filler, read
 from daemon.llm.request import Reply, Request
 from daemon.logs import get_logger
 
@@ -209,7 +209,8 @@ def supported(text: str, statements: Sequence[str]) -> bool:
         return True
     line = read(text)
     facts = [read(statement) for statement in statements]
-    if not says_only(line, facts):
+    values = {v for fact in facts for v in fact.values}
+    if set(line.values) != values or not says_only(line, facts):
         return False
     known = {w for fact in facts for w in fact.words}
     said = [w for w in line.words if w != NOT]
@@ -221,19 +222,14 @@ def supported(text: str, statements: Sequence[str]) -> bool:
 
 
 def _strung_together(text: str, statements: Sequence[str]) -> bool:
-    """Whether a line is its facts as they stand with next to nothing between them."""
+    """Whether a line is its facts as they stand, with words between them that say nothing."""
     rest = fold(text)
     for statement in sorted(map(fold, statements), key=len, reverse=True):
         bare = statement.rstrip(".!。 ")
         if bare not in rest:
             return False
         rest = rest.replace(bare, " ", 1)
-    between = re.findall(r"\w+", rest)
-    return (
-        len(between) <= 2 * len(statements)
-        and not any(w.isdecimal() for w in between)
-        and NOT not in read(rest).words
-    )
+    return all(is_filler(word) for word in re.findall(r"\w+", rest))
 
 
 def _words(text: str) -> list[str]:

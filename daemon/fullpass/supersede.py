@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from daemon.fullpass.sayings import Saying, Sayings
+    from daemon.fullpass.wording import Reading
 
 _LOOK_AHEAD = 8
 """How many later answers to one question are compared with each."""
@@ -241,7 +242,7 @@ def _answered(older: Saying, newer: Saying) -> tuple[bool, bool]:
     if old.frame == new.frame:
         return True, True
     shared = {w for w in old.words if w[0] == "~"} & {w for w in new.words if w[0] == "~"}
-    if any(is_predicate(w, "single") for w in shared):
+    if any(is_predicate(w, "single") and _before(old, w) == _before(new, w) for w in shared):
         return True, True
     if any(is_predicate(w, "many") for w in shared) and old.negated == new.negated:
         return False, False
@@ -250,3 +251,7 @@ def _answered(older: Saying, newer: Saying) -> tuple[bool, bool]:
     if shared or old.words[0] == new.words[0] or overlap(old.claim, new.claim) >= 0.3:
         return True, True
     return True, False
+
+
+def _before(reading: Reading, word: str) -> tuple[str, ...]:
+    return reading.words[: reading.words.index(word)]

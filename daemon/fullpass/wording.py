@@ -15,6 +15,8 @@ from functools import cache
 from importlib.resources import files
 
 NOT = "!"
+_MONTH = "\x01"
+"""Marks a month until its day and year are found; no word begins with it."""
 
 # A word, a number with its sign, or a sign that tells things apart: C from C++, 5 € from 5 $.
 _TOKEN = re.compile(
@@ -178,10 +180,10 @@ def read(statement: str) -> Reading:
             at += 1
             continue
         month = language.months.get(word)
-        if word == "isomonth":
+        if word == "isomonth" and _between("".join(words[at + 1 : at + 2]), 1, 12) is not None:
             month, at = int(words[at + 1]), at + 1
         if month is not None and (word not in {"may", "march", "mar", "mars", "mai"} or _by_number(words, at)):
-            told.append(f"month{month}")
+            told.append(f"{_MONTH}{month}")
             at += 1
             continue
         for phrase, meaning in language.phrases.get(word) or shared.phrases.get(word) or ():
@@ -199,7 +201,7 @@ def read(statement: str) -> Reading:
         said = _bare_verb(said)
     ordered = ordered or ">" in said or NOT in said[2:]
     return Reading(
-        words=tuple(said) or tuple(words) or (statement,),
+        words=tuple(said) or tuple(words) or (statement.strip() or "?",),
         ordered=ordered,
         names=_names(statement, said) if name != "de" else (),
         language=name,
@@ -277,7 +279,19 @@ def _language_of(words: list[str]) -> str:
     if not hits:
         return "en"
     most = max(hits.values())
-    return next(name for name in _wording().languages if hits.get(name) == most)
+    tied = [name for name in _wording().languages if hits.get(name) == most]
+    return tied[0] if len(tied) == 1 else max(tied, key=lambda name: _phrased(words, name))
+
+
+def _phrased(words: list[str], name: str) -> int:
+    """Count the words of phrases of several words: "vive no" is Portuguese, not "does not live"."""
+    language = _wording().languages[name]
+    return sum(
+        len(phrase)
+        for at, word in enumerate(words)
+        for phrase, _ in language.phrases.get(word, ())
+        if len(phrase) > 1 and tuple(words[at : at + len(phrase)]) == phrase
+    )
 
 
 @cache
@@ -305,11 +319,11 @@ def _with_days(words: list[str]) -> list[str]:
     told: list[str] = []
     at = 0
     while at < len(words):
-        if not words[at].startswith("month"):
+        if not words[at].startswith(_MONTH):
             told.append(words[at])
             at += 1
             continue
-        month = int(words[at][5:])
+        month = int(words[at].removeprefix(_MONTH))
         day = year = None
         at += 1
         if told and (day := _between(told[-1], 1, 31)) is not None:
@@ -341,6 +355,14 @@ _PREFERRED_OVER = frozenset(
     ["to", "over", "rather", "than", "instead", "à", "au", "aux", "que", "a", "al", "als",
      "gegenüber", "boven", "~morethan"]
 )  # fmt: skip
+
+
+def is_filler(word: str) -> bool:
+    """Whether a word says nothing of its own in some language; denials do."""
+    return any(
+        word in language.filler and word not in language.denials
+        for language in _wording().languages.values()
+    )
 
 
 def sides(reading: Reading) -> tuple[frozenset[str], ...]:
