@@ -240,9 +240,7 @@ def _joined(pieces: Sequence[_Piece]) -> tuple[str, tuple[Span, ...]]:
     return "".join(parts), tuple(spans)
 
 
-def _digest(
-    conversation: Conversation, tier: Tier, content: str, spans: tuple[Span, ...]
-) -> str:
+def _digest(conversation: Conversation, tier: Tier, content: str, spans: tuple[Span, ...]) -> str:
     parts = [
         conversation.source,
         conversation.id,

@@ -26,7 +26,10 @@ def estimate_tokens(text: str) -> int:
     two = three = four = continuation = 0
     if not text.isascii():
         two, three, four, continuation = (
-            count(_TWO), count(_THREE), count(_FOUR), count(_CONTINUATION)
+            count(_TWO),
+            count(_THREE),
+            count(_FOUR),
+            count(_CONTINUATION),
         )
     letters = size - digits - space - punctuation - two - three - four - continuation
     old = (

@@ -93,7 +93,9 @@ async def test_a_worker_frozen_inside_a_transaction_does_not_hold_its_job_up(que
 async def test_a_blocked_event_loop_neither_loses_the_lease_nor_looks_well(queue: Queue) -> None:
     (job,) = await queue.add("steps=2,ms=10,block=1:5")
     with queue_worker(queue.url), queue_worker(queue.url):
-        lag_ms = await queue.until("select max(loop_lag_ms) from fullpass.workers having max(loop_lag_ms) > 1500")
+        lag_ms = await queue.until(
+            "select max(loop_lag_ms) from fullpass.workers having max(loop_lag_ms) > 1500"
+        )
         assert lag_ms > 1500
         await queue.all_done()
     assert await queue.doubled() == 0
@@ -106,8 +108,9 @@ async def test_code_that_holds_the_interpreter_may_lose_the_lease_but_doubles_no
 ) -> None:
     (job,) = await queue.add("steps=2,ms=10,gil=1:3")
     with queue_worker(queue.url), queue_worker(queue.url):
-        await queue.until("select coalesce(bool_and(step = 1), false) from effects where step = 1",
-                          seconds=40)
+        await queue.until(
+            "select coalesce(bool_and(step = 1), false) from effects where step = 1", seconds=40
+        )
         await queue.all_done(seconds=40)
     assert await queue.doubled() == 0
     assert [e["step"] for e in await queue.effects(job)] == [0, 1]
@@ -133,7 +136,9 @@ async def test_a_job_that_beats_but_does_not_move_is_given_back_with_its_stacks(
         else:
             # The loop is free: the same worker goes on with other jobs.
             (other,) = await queue.add("steps=1")
-            await queue.until("select status = 'complete' from processing_jobs where id = $1", other)
+            await queue.until(
+                "select status = 'complete' from processing_jobs where id = $1", other
+            )
     assert (await queue.events(job))[-2:] == ["stalled", "waited"]
     said = log.read_text()
     assert "job.stalled" in said

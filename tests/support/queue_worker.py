@@ -42,7 +42,9 @@ async def short_pass(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
     `gil=N:SECONDS` holds the interpreter, `hold=N:SECONDS` keeps its transaction open,
     `hang=N:SECONDS` waits in the loop, `die=N` kills the process.
     """
-    options = dict(part.split("=") for part in (work.job.storage_path or "").split("/")[-1].split(","))
+    options = dict(
+        part.split("=") for part in (work.job.storage_path or "").split("/")[-1].split(",")
+    )
     work.step = "extract_facts"
 
     def seconds_of(name: str, step: int) -> float:
