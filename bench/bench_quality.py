@@ -27,7 +27,6 @@ import time
 import uuid
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +130,14 @@ async def one_pass(url: str, export: Path, llm: AnthropicServer | None, **settin
         else:
             key = {"anthropic_base_url": None, "anthropic_api_key": os.environ["ANTHROPIC_API_KEY"]}
             await work_once(url, os.environ.get("ANTHROPIC_BASE_URL"), **{**key, **settings})
-        row = await db.fetchrow("select status, error_message, result from processing_jobs where id=$1", job)
+        row = await db.fetchrow(
+            "select status, error_message, result from processing_jobs where id=$1", job
+        )
         if row["status"] != "complete":
             raise SystemExit(f"the pass did not complete: {row['status']} {row['error_message']}")
-        facts = [dict(r) for r in await db.fetch("select * from fullpass.facts where user_id = $1", user)]
+        facts = [
+            dict(r) for r in await db.fetch("select * from fullpass.facts where user_id = $1", user)
+        ]
         for fact in facts:
             fact["evidence"] = json.loads(fact["evidence"])
         reported = {
@@ -161,7 +164,9 @@ async def one_pass(url: str, export: Path, llm: AnthropicServer | None, **settin
         await db.close()
 
 
-def judge_pass(truth: Truth, got: Json, label: str, *, heard_only: bool) -> tuple[list[Metric], Json]:
+def judge_pass(
+    truth: Truth, got: Json, label: str, *, heard_only: bool
+) -> tuple[list[Metric], Json]:
     """Compare a pass with the truth. `heard_only`: what the reader left out is not held against it."""
     rows_of: dict[str, set[Any]] = defaultdict(set)
     facts_in: dict[Any, Counter[str]] = defaultdict(Counter)
@@ -190,7 +195,9 @@ def judge_pass(truth: Truth, got: Json, label: str, *, heard_only: bool) -> tupl
         if len(inside) > 1:
             wrong_rows.append((by_row[row_id]["statement"], dict(inside)))
     wrong_facts = {f for inside in facts_in.values() if len(inside) > 1 for f in inside}
-    repeated = [f for f in wanted if len({m["sentence"] for m in f["mentions"]} & got["reported"]) > 1]
+    repeated = [
+        f for f in wanted if len({m["sentence"] for m in f["mentions"]} & got["reported"]) > 1
+    ]
     missed = [f for f in repeated if len(rows_of[f["id"]]) > 1]
 
     replaced = {r: f["id"] for f in truth.facts for r in f["replaces"]}
@@ -222,14 +229,24 @@ def judge_pass(truth: Truth, got: Json, label: str, *, heard_only: bool) -> tupl
         if trapped.intersection(cites)
         or any(t.get("statement", "\x00").casefold() in text.casefold() for t in truth.traps)
     ]  # fmt: skip
-    shown = [f for f in alive if any(str(r).replace("-", "")[:8] in cited for r in rows_of[f["id"]])]
+    shown = [
+        f for f in alive if any(str(r).replace("-", "")[:8] in cited for r in rows_of[f["id"]])
+    ]
     metrics = [
         Metric(f"{label}.facts_recall", 1 - len(lost) / max(1, len(wanted)), 0.99),
         Metric(f"{label}.quotes_verified", got["proven"], 1.0),
-        Metric(f"{label}.wrong_merges", len(wrong_facts) / max(1, len(wanted)), 0.005, at_least=False),
+        Metric(
+            f"{label}.wrong_merges", len(wrong_facts) / max(1, len(wanted)), 0.005, at_least=False
+        ),
         Metric(f"{label}.missed_merges", len(missed) / max(1, len(repeated)), 0.03, at_least=False),
-        Metric(f"{label}.contradictions_current_is_newest", 1 - (len({*stale, *newest_gone})) / max(1, len(chains)), 1.0),
-        Metric(f"{label}.current_facts_buried", len(buried) / max(1, len(alive)), 0.005, at_least=False),
+        Metric(
+            f"{label}.contradictions_current_is_newest",
+            1 - (len({*stale, *newest_gone})) / max(1, len(chains)),
+            1.0,
+        ),
+        Metric(
+            f"{label}.current_facts_buried", len(buried) / max(1, len(alive)), 0.005, at_least=False
+        ),
         Metric(f"{label}.memory_recall", len(shown) / max(1, len(alive)), 0.97),
         Metric(f"{label}.memory_invented_lines", len(invented), 0, at_least=False),
         Metric(f"{label}.foreign_evidence", foreign),
@@ -250,7 +267,9 @@ def names(rows: set[Any], by_row: Json) -> list[str]:
 
 def memory_lines(markdown: str) -> list[tuple[str, list[str]]]:
     """Every list item of a MEMORY with the ids that it cites."""
-    items = re.findall(r"^- (.*?)(?: \[((?:f:[0-9a-f]{8}(?:, )?)+)\])?$", markdown or "", re.MULTILINE)
+    items = re.findall(
+        r"^- (.*?)(?: \[((?:f:[0-9a-f]{8}(?:, )?)+)\])?$", markdown or "", re.MULTILINE
+    )
     return [(text, re.findall(r"f:([0-9a-f]{8})", cites)) for text, cites in items]
 
 
@@ -260,9 +279,10 @@ def says_only(text: str, rows: list[Json]) -> bool:
     told = " ".join(r["statement"] for r in rows)
     words = set(re.findall(r"\w+", told.casefold()))
     own = re.findall(r"\w+", plain.casefold())
-    return set(re.findall(r"\d+", plain)) <= set(re.findall(r"\d+", told)) and sum(
-        w in words for w in own
-    ) >= len(own) / 2
+    return (
+        set(re.findall(r"\d+", plain)) <= set(re.findall(r"\d+", told))
+        and sum(w in words for w in own) >= len(own) / 2
+    )
 
 
 def best_ranked(got: Json, truth: Truth, budget_lines: int) -> float:
@@ -329,7 +349,13 @@ def scale(url: str, facts: int, rounds: int) -> list[Metric]:
     spread = (max(controls) - min(controls)) / statistics.median(controls)
     return [
         Metric("scale.facts", facts),
-        Metric("scale.seconds", statistics.median(seconds), 60.0 * facts / 100_000, at_least=False, timed=True),
+        Metric(
+            "scale.seconds",
+            statistics.median(seconds),
+            60.0 * facts / 100_000,
+            at_least=False,
+            timed=True,
+        ),
         Metric("scale.peak_mb", max(peaks), 200.0, at_least=False),
         Metric("scale.control_spread", spread),
     ]
@@ -340,12 +366,16 @@ def report(metrics: list[Metric], details: dict[str, Json], *, verbose: bool) ->
     width = max(len(m.name) for m in metrics)
     for m in metrics:
         limit = "" if m.limit is None else f"{'≥' if m.at_least else '≤'} {m.limit:g}"
-        print(f"{m.name:<{width}}  {m.value:>12.4f}  {limit:>10}  {'' if m.limit is None else 'ok' if m.ok else 'MISSED'}")
+        print(
+            f"{m.name:<{width}}  {m.value:>12.4f}  {limit:>10}  {'' if m.limit is None else 'ok' if m.ok else 'MISSED'}"
+        )
     if verbose:
         for label, found in details.items():
             print(f"\n{label}: {json.dumps(found, ensure_ascii=False, indent=1, default=str)}")
     for m in metrics:
-        print(json.dumps({"metric": m.name, "value": round(m.value, 6), "limit": m.limit, "ok": m.ok}))
+        print(
+            json.dumps({"metric": m.name, "value": round(m.value, 6), "limit": m.limit, "ok": m.ok})
+        )
     missed = [m for m in metrics if not m.ok]
     spread = next((m.value for m in metrics if m.name == "scale.control_spread"), 0.0)
     if missed and all(m.timed for m in missed) and spread > _CONTROL_SPREAD:
@@ -353,7 +383,9 @@ def report(metrics: list[Metric], details: dict[str, Json], *, verbose: bool) ->
     return 1 if missed else 0
 
 
-async def quality(url: str, export: Path, truth: Truth, options: argparse.Namespace) -> tuple[list[Metric], dict[str, Json]]:
+async def quality(
+    url: str, export: Path, truth: Truth, options: argparse.Namespace
+) -> tuple[list[Metric], dict[str, Json]]:
     """Run the passes and judge them."""
     metrics: list[Metric] = []
     details: dict[str, Json] = {}
@@ -361,7 +393,11 @@ async def quality(url: str, export: Path, truth: Truth, options: argparse.Namesp
     if os.environ.get("LIVE") == "1":
         got = await one_pass(url, export, None, max_cost_usd_per_job=options.max_usd, **room)
         found, details["live"] = judge_pass(truth, got, "live", heard_only=False)
-        found.append(Metric("live.cost_usd", got["result"]["cost"]["cost_usd"], options.max_usd, at_least=False))
+        found.append(
+            Metric(
+                "live.cost_usd", got["result"]["cost"]["cost_usd"], options.max_usd, at_least=False
+            )
+        )
         return found, details
     with AnthropicServer(truth=truth.planted()) as server:
         got = await one_pass(url, export, server, **room)
@@ -381,7 +417,9 @@ async def quality(url: str, export: Path, truth: Truth, options: argparse.Namesp
         server.behave(same="truth", reduce="everything")
         started = time.perf_counter()
         await one_pass(url, export, server, memory_max_tokens=400)
-        metrics.append(Metric("never_shrinks.seconds", time.perf_counter() - started, 120.0, at_least=False))
+        metrics.append(
+            Metric("never_shrinks.seconds", time.perf_counter() - started, 120.0, at_least=False)
+        )
         server.behave(reduce="nothing", **NOISE)
         got = await one_pass(url, export, server, **room)
         found, details["noisy"] = judge_pass(truth, got, "noisy", heard_only=True)
@@ -394,16 +432,22 @@ async def quality(url: str, export: Path, truth: Truth, options: argparse.Namesp
 
 def main() -> int:
     """Run what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--export", type=Path, help="an export with known facts")
     parser.add_argument("--truth", type=Path, help="its truth file")
     parser.add_argument("--seed", type=int, default=20261122)
     parser.add_argument("--scale", type=int, default=8, help="size of the made-up person's life")
-    parser.add_argument("--facts", type=int, default=100_000, help="facts of the scale test; 0 skips it")
+    parser.add_argument(
+        "--facts", type=int, default=100_000, help="facts of the scale test; 0 skips it"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--locomo", type=Path, help="a folder with LoCoMo's locomo10.json")
     parser.add_argument("--max-usd", type=float, default=1.0)
-    parser.add_argument("--write", type=Path, help="only write the made-up export and its truth here")
+    parser.add_argument(
+        "--write", type=Path, help="only write the made-up export and its truth here"
+    )
     parser.add_argument("-v", "--verbose", action="store_true")
     options = parser.parse_args()
     configure_logs(log_format="json", level="ERROR")

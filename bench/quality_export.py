@@ -63,7 +63,9 @@ def planned(dice: random.Random, scale: int) -> list[PlannedFact]:
         facts.append(PlannedFact(category, wordings, kind=kind, **more))
         return len(facts) - 1
 
-    def chain(category: str, states: list[list[Said]], slots: list[str], *, kind: str, **more: Any) -> None:
+    def chain(
+        category: str, states: list[list[Said]], slots: list[str], *, kind: str, **more: Any
+    ) -> None:
         before: int | None = None
         for wordings in states:
             before = add(category, wordings, kind=kind, slots=slots, replaces=before,
@@ -98,13 +100,38 @@ def planned(dice: random.Random, scale: int) -> list[PlannedFact]:
         [(f"My editor of choice is {t}.", f"Editor of choice is {t}"), (f"I write all my code in {t}.", f"Writes code in {t}")]
         for t in dice.sample(TOOLS, 3)
     ], ["favourite editor"], kind="tool")  # fmt: skip
-    add("preferences", [("I prefer tea to coffee.", "Prefers tea to coffee"), ("I like tea more than coffee.", "Likes tea more than coffee"),
-        ("Between tea and coffee I'd always take tea.", "Would always take tea over coffee")], kind="reworded", mentions=3)
-    add("preferences", [("I prefer coffee to hot chocolate.", "Prefers coffee to hot chocolate")], kind="lookalike")
+    add(
+        "preferences",
+        [
+            ("I prefer tea to coffee.", "Prefers tea to coffee"),
+            ("I like tea more than coffee.", "Likes tea more than coffee"),
+            ("Between tea and coffee I'd always take tea.", "Would always take tea over coffee"),
+        ],
+        kind="reworded",
+        mentions=3,
+    )
+    add(
+        "preferences",
+        [("I prefer coffee to hot chocolate.", "Prefers coffee to hot chocolate")],
+        kind="lookalike",
+    )
     add("preferences", [("I program in C.", "Programs in C")], kind="lookalike")
     add("preferences", [("I program in C++.", "Programs in C++")], kind="lookalike")
-    add("beliefs", [("I believe that honesty matters more than politeness.", "Believes that honesty matters more than politeness"),
-        ("To me being honest counts for more than being polite.", "Values honesty over politeness")], kind="reworded", mentions=2)
+    add(
+        "beliefs",
+        [
+            (
+                "I believe that honesty matters more than politeness.",
+                "Believes that honesty matters more than politeness",
+            ),
+            (
+                "To me being honest counts for more than being polite.",
+                "Values honesty over politeness",
+            ),
+        ],
+        kind="reworded",
+        mentions=2,
+    )
     for n in range(scale):
         name, other = names[n % len(names)], names[(n + 7) % len(names)]
         city, food = CITIES[n % len(CITIES)], FOODS[n % len(FOODS)]
@@ -115,15 +142,66 @@ def planned(dice: random.Random, scale: int) -> list[PlannedFact]:
         later = MONTHS[(MONTHS.index(month) + 1) % 12]
         kin = ["sister", "brother", "cousin", "aunt", "neighbour"][n // len(names) % 5]
         # -- several wordings
-        add("preferences", [(f"I can't stand {food}{tag}.", f"Can't stand {food}{tag}"), (f"I really dislike {food}{tag}.", f"Dislikes {food}{tag}"),
-            (f"Honestly, {food}{tag} are not for me.", f"Doesn't care for {food}{tag}")], kind="reworded", mentions=2)
-        add("preferences", [(f"I love {hobby}{tag}.", f"Loves {hobby}{tag}"), (f"I'm a big fan of {hobby}{tag}.", f"Is a big fan of {hobby}{tag}"),
-            (f"{hobby.capitalize()}{tag} is my favourite pastime.", f"Favourite pastime is {hobby}{tag}")], slots=["", "hobby", "hobbies"], kind="reworded", mentions=2)
-        add("dates", [(f"My {kin} {name}'s birthday is on {day} {month}.", f"{kin.capitalize()} {name}'s birthday is on {day} {month}"),
-            (f"{name}, my {kin}, was born on {month} {day}.", f"{kin.capitalize()} {name} was born on {month} {day}")], slots=[f"{name}'s birthday"], kind="reworded", mentions=2)
-        add("projects", [(f"I'm building {project}, a tool for {hobby}.", f"Is building {project}, a tool for {hobby}"),
-            (f"I've been developing {project}, my {hobby} tool.", f"Is developing {project}, a {hobby} tool"),
-            (f"{project} is the {hobby} tool that I am making.", f"Makes {project}, a tool for {hobby}")], slots=[f"{project} purpose", ""], kind="reworded", mentions=3)
+        add(
+            "preferences",
+            [
+                (f"I can't stand {food}{tag}.", f"Can't stand {food}{tag}"),
+                (f"I really dislike {food}{tag}.", f"Dislikes {food}{tag}"),
+                (f"Honestly, {food}{tag} are not for me.", f"Doesn't care for {food}{tag}"),
+            ],
+            kind="reworded",
+            mentions=2,
+        )
+        add(
+            "preferences",
+            [
+                (f"I love {hobby}{tag}.", f"Loves {hobby}{tag}"),
+                (f"I'm a big fan of {hobby}{tag}.", f"Is a big fan of {hobby}{tag}"),
+                (
+                    f"{hobby.capitalize()}{tag} is my favourite pastime.",
+                    f"Favourite pastime is {hobby}{tag}",
+                ),
+            ],
+            slots=["", "hobby", "hobbies"],
+            kind="reworded",
+            mentions=2,
+        )
+        add(
+            "dates",
+            [
+                (
+                    f"My {kin} {name}'s birthday is on {day} {month}.",
+                    f"{kin.capitalize()} {name}'s birthday is on {day} {month}",
+                ),
+                (
+                    f"{name}, my {kin}, was born on {month} {day}.",
+                    f"{kin.capitalize()} {name} was born on {month} {day}",
+                ),
+            ],
+            slots=[f"{name}'s birthday"],
+            kind="reworded",
+            mentions=2,
+        )
+        add(
+            "projects",
+            [
+                (
+                    f"I'm building {project}, a tool for {hobby}.",
+                    f"Is building {project}, a tool for {hobby}",
+                ),
+                (
+                    f"I've been developing {project}, my {hobby} tool.",
+                    f"Is developing {project}, a {hobby} tool",
+                ),
+                (
+                    f"{project} is the {hobby} tool that I am making.",
+                    f"Makes {project}, a tool for {hobby}",
+                ),
+            ],
+            slots=[f"{project} purpose", ""],
+            kind="reworded",
+            mentions=3,
+        )
         # -- changes
         chain("projects", [
             [(f"{project} runs on {s}.", f"{project} runs on {s}"), (f"I use {s} as the database of {project}.", f"Uses {s} as the database of {project}")]
@@ -140,13 +218,63 @@ def planned(dice: random.Random, scale: int) -> list[PlannedFact]:
         # -- lookalikes, each true
         km = dice.sample(range(3, 42), 2)
         for k, when in zip(km, ("morning", "Sunday"), strict=True):
-            add("preferences", [(f"I run {k} km every {when} with {name}.", f"Runs {k} km every {when} with {name}")], kind="lookalike")
+            add(
+                "preferences",
+                [
+                    (
+                        f"I run {k} km every {when} with {name}.",
+                        f"Runs {k} km every {when} with {name}",
+                    )
+                ],
+                kind="lookalike",
+            )
         for who in (name, other):
-            add("preferences", [(f"My friend {who} lives in {city}{tag}.", f"Friend {who} lives in {city}{tag}")], kind="lookalike")
-        add("dates", [(f"I fly from {city} to Oslo on {day} {month} 2024.", f"Flies from {city} to Oslo on {day} {month} 2024")], kind="lookalike", valid_from="")
-        add("dates", [(f"I fly from Oslo to {city} on {day} {month} 2024.", f"Flies from Oslo to {city} on {day} {month} 2024")], kind="lookalike")
-        add("decisions", [(f"I decided to buy {day + 20} chairs for {project}.", f"Decided to buy {day + 20} chairs for {project}")], kind="numbered")
-        add("beliefs", [(f"I think {hobby}{tag} should be taught at school.", f"Thinks {hobby}{tag} should be taught at school")], kind="once")
+            add(
+                "preferences",
+                [(f"My friend {who} lives in {city}{tag}.", f"Friend {who} lives in {city}{tag}")],
+                kind="lookalike",
+            )
+        add(
+            "dates",
+            [
+                (
+                    f"I fly from {city} to Oslo on {day} {month} 2024.",
+                    f"Flies from {city} to Oslo on {day} {month} 2024",
+                )
+            ],
+            kind="lookalike",
+            valid_from="",
+        )
+        add(
+            "dates",
+            [
+                (
+                    f"I fly from Oslo to {city} on {day} {month} 2024.",
+                    f"Flies from Oslo to {city} on {day} {month} 2024",
+                )
+            ],
+            kind="lookalike",
+        )
+        add(
+            "decisions",
+            [
+                (
+                    f"I decided to buy {day + 20} chairs for {project}.",
+                    f"Decided to buy {day + 20} chairs for {project}",
+                )
+            ],
+            kind="numbered",
+        )
+        add(
+            "beliefs",
+            [
+                (
+                    f"I think {hobby}{tag} should be taught at school.",
+                    f"Thinks {hobby}{tag} should be taught at school",
+                )
+            ],
+            kind="once",
+        )
         # -- other languages, two wordings each
         for said in _abroad(n, name, city, hobby):
             add("preferences", said, kind="language", mentions=2)
@@ -213,7 +341,11 @@ def make(*, seed: int, scale: int) -> Made:
     last: dict[int, float] = {}
     truth_facts = []
     for number, fact in enumerate(facts):
-        at = last[fact.replaces] + dice.uniform(20, 120) if fact.replaces is not None else dice.uniform(0, 400)
+        at = (
+            last[fact.replaces] + dice.uniform(20, 120)
+            if fact.replaces is not None
+            else dice.uniform(0, 400)
+        )
         wordings = [fact.wordings[i % len(fact.wordings)] for i in range(max(fact.mentions, 1))]
         if fact.mentions > len(fact.wordings):
             wordings = dice.sample(fact.wordings, len(fact.wordings)) + [dice.choice(fact.wordings)]
@@ -245,10 +377,17 @@ def make(*, seed: int, scale: int) -> Made:
     return Made(conversations, {"facts": truth_facts, "traps": snares})
 
 
-def _conversation(number: int, told: list[tuple[float, int, Said, str]], waiting: list[dict[str, str]], dice: random.Random) -> dict[str, Any]:
+def _conversation(
+    number: int,
+    told: list[tuple[float, int, Said, str]],
+    waiting: list[dict[str, str]],
+    dice: random.Random,
+) -> dict[str, Any]:
     start = _START + told[0][0] * _DAY
     conversation = f"quality-{number}"
-    mapping: dict[str, Any] = {"root": {"id": "root", "parent": None, "children": [], "message": None}}
+    mapping: dict[str, Any] = {
+        "root": {"id": "root", "parent": None, "children": [], "message": None}
+    }
     tip = "root"
 
     def say(role: str, text: str, at: float, *, parent: str | None = None) -> str:

@@ -40,7 +40,9 @@ def as_export(sample: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a sample as conversations of a ChatGPT export, every turn the person's own."""
     conversations = []
     for name, start, turns in _turns(sample):
-        mapping: dict[str, Any] = {"root": {"id": "root", "parent": None, "children": [], "message": None}}
+        mapping: dict[str, Any] = {
+            "root": {"id": "root", "parent": None, "children": [], "message": None}
+        }
         tip = "root"
         for n, turn in enumerate(turns):
             node = turn["dia_id"]

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from daemon.errors import Cancelled, LeaseLost, Systemic, UsageError
+from daemon.errors import Cancelled, LeaseLost, OutOfReach, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +64,7 @@ async def connect(
 ) -> Connection:
     """Open one connection.
 
-    Raises Systemic when the server cannot be reached, UsageError when it refuses the login.
+    Raises OutOfReach when the server cannot be reached, UsageError when it refuses the login.
     """
     with database_errors(starting=True):
         return await _connect(url, **_options(command_timeout_seconds))
@@ -147,14 +147,14 @@ def database_errors(*, starting: bool = False) -> Iterator[None]:
                 "check the user, the password and the database's name"
             ) from error
         if code[:2] in _TROUBLE_CLASSES or code in _TROUBLE_CODES | _REFUSED_CODES:
-            raise Systemic(f"database trouble: {first_line(error)} (SQLSTATE {code})") from error
+            raise OutOfReach(f"database trouble: {first_line(error)} (SQLSTATE {code})") from error
         raise
     except (asyncpg.InternalClientError, asyncpg.InterfaceError) as error:
         if isinstance(error, asyncpg.DataError):
             raise
-        raise Systemic(f"database connection: {first_line(error)}") from error
+        raise OutOfReach(f"database connection: {first_line(error)}") from error
     except (OSError, TimeoutError) as error:
-        raise Systemic(
+        raise OutOfReach(
             f"the database cannot be reached: {first_line(error) or type(error).__name__}"
         ) from error
 
@@ -174,7 +174,7 @@ async def pools_transactions(url: str) -> bool:
 
     While a second connection keeps a transaction open on the very server process that the first
     one was served by, the first must be served by another; on a direct connection it cannot be.
-    A pooler with a single place makes the second wait, which tells as much. Raises Systemic.
+    A pooler with a single place makes the second wait, which tells as much. Raises OutOfReach.
     """
     if is_transaction_pooler(url):
         return True

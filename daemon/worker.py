@@ -27,7 +27,7 @@ import psutil
 
 from daemon import __version__
 from daemon.database import database_errors, is_transaction_pooler, open_pool
-from daemon.errors import Systemic
+from daemon.errors import OutOfReach, Systemic
 from daemon.fullpass.chunks import tiers_for
 from daemon.fullpass.context import Pass
 from daemon.fullpass.steps import full_pass
@@ -225,7 +225,7 @@ class Worker:
         while not self._draining.is_set():
             try:
                 return await call()
-            except Systemic as error:
+            except OutOfReach as error:
                 pause = backoff.next_seconds()
                 _log.warning("worker.waiting", waits_for=str(error), seconds=round(pause, 1))
                 with suppress(TimeoutError):
@@ -250,7 +250,7 @@ class Worker:
                     _log.info("worker.reconnected", failures=backoff.failures)
                     self._out_of_reach = None
                     backoff.reset()
-            except Systemic as error:
+            except OutOfReach as error:
                 # The queue itself is out of reach: not a job's trouble, so no pause for them.
                 self._out_of_reach = masked(str(error))
                 pause = backoff.next_seconds()
@@ -372,7 +372,7 @@ class Worker:
                 await endings.interrupted(work)
                 raise
             except Exception as error:  # noqa: BLE001 - every outcome is told apart there
-                if isinstance(error, Systemic):
+                if isinstance(error, Systemic) and not isinstance(error, OutOfReach):
                     self._pause(error)
                 await endings.raised(work, error)
             else:
@@ -383,6 +383,8 @@ class Worker:
 
     def _pause(self, error: Systemic) -> None:
         """Claim nothing for a while: every job would meet this."""
+        if time.monotonic() < self._paused_until:
+            return  # the same trouble, met by one more of the jobs that ran
         self._pauses += 1
         doubled = max(1.0, error.seconds) * 2 ** min(self._pauses - 1, 6)
         seconds = min(_LONGEST_PAUSE_SECONDS, doubled)

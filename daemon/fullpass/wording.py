@@ -29,9 +29,7 @@ _THOUSANDS = re.compile(r"\d{1,3}(?:[.,]\d{3})+")
 _ORDINALS = frozenset({"st", "nd", "rd", "th", "er", "º", "ª"})
 # Scripts written without spaces: their runs are read as pairs of characters.
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
-_UNSPACED_NOT = re.compile(
-    r"なくなった|なかった|ません|ない|没有|沒有|不再|不|没|沒|無い|未|ไม่"
-)
+_UNSPACED_NOT = re.compile(r"なくなった|なかった|ません|ない|没有|沒有|不再|不|没|沒|無い|未|ไม่")
 _UNSPACED_FILLER = re.compile(r"[はがをにでとものよねすま了的是很也]|です|ます")
 _KOREAN_NOT = re.compile(r"^(?:않|못하|안하)|없(?:다|음|어|습니다)$|아니다$")
 
@@ -182,7 +180,9 @@ def read(statement: str) -> Reading:
         month = language.months.get(word)
         if word == "isomonth" and _between("".join(words[at + 1 : at + 2]), 1, 12) is not None:
             month, at = int(words[at + 1]), at + 1
-        if month is not None and (word not in {"may", "march", "mar", "mars", "mai"} or _by_number(words, at)):
+        if month is not None and (
+            word not in {"may", "march", "mar", "mars", "mai"} or _by_number(words, at)
+        ):
             told.append(f"{_MONTH}{month}")
             at += 1
             continue
@@ -332,7 +332,9 @@ def _with_days(words: list[str]) -> list[str]:
             at += 1
         if at < len(words) and (year := _between(words[at], 1000, 2999)) is not None:
             at += 1
-        told.append("@" + (str(year) if year else "") + f"-{month:02}" + (f"-{day:02}" if day else ""))
+        told.append(
+            "@" + (str(year) if year else "") + f"-{month:02}" + (f"-{day:02}" if day else "")
+        )
     return told
 
 
@@ -385,7 +387,11 @@ def is_predicate(word: str, kind: str) -> bool:
 
 def fold_slot(slot: str) -> str:
     """Return a slot up to case, order of no account words, plural and possessive."""
-    words = [w for w in _words(slot.replace("_", " ").replace("-", " ")) if w not in {"the", "of", "s", "my", "user", "current", "new", "a", "for", "in"}]
+    words = [
+        w
+        for w in _words(slot.replace("_", " ").replace("-", " "))
+        if w not in {"the", "of", "s", "my", "user", "current", "new", "a", "for", "in"}
+    ]
     return " ".join(sorted(words))
 
 

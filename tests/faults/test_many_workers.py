@@ -35,31 +35,37 @@ async def deadlocks(queue: Queue) -> int:
     return count
 
 
-async def test_eight_workers_run_500_jobs_of_60_users_exactly_once_and_in_turns(
-    queue: Queue,
+@pytest.mark.parametrize(
+    ("workers", "users", "jobs"),
+    [(3, 20, 100), pytest.param(8, 60, 500, marks=pytest.mark.long)],
+)
+async def test_many_workers_run_every_job_of_many_users_exactly_once_and_in_turns(
+    queue: Queue, workers: int, users: int, jobs: int
 ) -> None:
-    users = [uuid.UUID(int=n + 1) for n in range(60)]
-    for n, user in enumerate(users):
-        await queue.add("steps=1", user=user, count=55 if n < 4 else 5)
-    with ExitStack() as workers:
-        for _ in range(8):
-            workers.enter_context(queue_worker(queue.url, lease_seconds=5, heartbeat_seconds=1))
+    people = [uuid.UUID(int=n + 1) for n in range(users)]
+    few = 3 if users < 60 else 5
+    for n, user in enumerate(people):
+        many = few + (jobs - few * users) // 4
+        await queue.add("steps=1", user=user, count=many if n < 4 else few)
+    with ExitStack() as started:
+        for _ in range(workers):
+            started.enter_context(queue_worker(queue.url, lease_seconds=5, heartbeat_seconds=1))
         await queue.all_done(seconds=60)
     counts = await queue.db.fetchrow(
         "select count(*) as effects, count(distinct job_id) as jobs from effects"
     )
     assert counts is not None
-    assert tuple(counts) == (500, 500)
+    assert tuple(counts) == (jobs, jobs)
     assert await queue.db.fetchval("select bool_and(attempts = 1) from processing_jobs")
     assert await deadlocks(queue) == 0
-    # In turns: by the time anybody has had a sixth job, everybody has had four.
+    # In turns: by the time anybody has had one more than the many had in all, they are done.
     order = await queue.db.fetch("select user_id from processing_jobs order by started_at")
     had: Counter[uuid.UUID] = Counter()
     for row in order:
         had[row["user_id"]] += 1
-        if had[row["user_id"]] == 6:
+        if had[row["user_id"]] == few + 1:
             break
-    assert min(had[user] for user in users) >= 4
+    assert min(had[user] for user in people) >= few - 1
 
 
 async def test_rolling_restarts_under_load_use_no_attempt_and_lose_no_step(

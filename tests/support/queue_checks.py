@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import asyncpg
 from tests.support.queue_worker import EFFECTS
 
 if TYPE_CHECKING:
+    import uuid
     from collections.abc import AsyncIterator, Awaitable, Callable
 
 

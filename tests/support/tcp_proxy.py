@@ -111,10 +111,10 @@ class TcpProxy:
         await self._stop.wait()
         server.close()
         self._reset()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        # Links end by themselves once their sockets are gone and nothing holds data back.
+        self._flowing.set()
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others)
 
     async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
