@@ -30,9 +30,8 @@ def show_status(
     if watch and as_json:
         raise UsageError("--watch and --json exclude each other")
     settings = settings_and_logs(quiet=True)
-    if facts and job is None and user is None:
-        if settings.database_url is not None:
-            raise UsageError("--facts: whose? Name a JOB or give --user")
+    if facts and job is None and user is None and settings.database_url is not None:
+        raise UsageError("--facts: whose? Name a JOB or give --user")
     with known_database(settings) as url:
         try:
             asyncio.run(_show(url, job=job, user=user, facts=facts, watch=watch, as_json=as_json))

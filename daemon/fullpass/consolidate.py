@@ -95,7 +95,7 @@ async def _read_all(work: Pass) -> Sayings:
                     place=r["place"],
                     observed=-inf if r["observed"] is None else r["observed"],
                     valid_from=r["valid_from"].toordinal() if r["valid_from"] else 0,
-                )  # fmt: skip
+                )
             )
         if len(rows) < _PAGE:
             return known

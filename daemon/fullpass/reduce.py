@@ -169,9 +169,9 @@ def _size(items: Sequence[Item]) -> int:
 
 
 def by_rank(items: Iterable[Ranked]) -> Iterator[Ranked]:
-    """Yield what is to be kept first. The rule, the same wherever something must be left out:
+    """Yield what is to be kept first.
 
-    within a category the better founded come first (times it was said, and two more for what the
+    The rule, the same wherever something must be left out: within a category the better founded come first (times it was said, and two more for what the
     person had saved on purpose), then the newer; categories take turns, so that none crowds out
     another.
     """

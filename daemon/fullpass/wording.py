@@ -100,9 +100,7 @@ def _words(text: str) -> list[str]:
     words: list[str] = []
     for token in _TOKEN.findall(folded):
         if "'" in token:
-            for part in token.replace("n't", "'not").split("'"):
-                if part:
-                    words.append(part)
+            words.extend(part for part in token.replace("n't", "'not").split("'") if part)
         elif _UNSPACED.match(token):
             words.extend(_unspaced(token))
         elif _KOREAN_NOT.search(token):

@@ -37,7 +37,7 @@ def said(
                 place=f"conversation-{n}/message",
                 observed=START + day * DAY if day > -inf else -inf,
                 valid_from=0,
-            )  # fmt: skip
+            )
         )
     known.unite_certain()
     return known
