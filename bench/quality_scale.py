@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# ruff: noqa: E501 - tables of sentences and of metrics read better on one line
 import random
 import resource
 import time
@@ -18,7 +19,18 @@ from daemon.fullpass.context import Pass
 from daemon.queue.lease import Lease
 
 _PEOPLE = 3_000
-_VERBS = ("Likes", "Enjoys", "Is fond of", "Dislikes", "Wants", "Owns", "Remembers", "Collects", "Avoids", "Mends")
+_VERBS = (
+    "Likes",
+    "Enjoys",
+    "Is fond of",
+    "Dislikes",
+    "Wants",
+    "Owns",
+    "Remembers",
+    "Collects",
+    "Avoids",
+    "Mends",
+)
 _KINDS = ("maps", "lamps", "clocks", "kites", "drums", "stamps", "tins", "ropes", "bells", "masks")
 _CATEGORIES = ("preferences", "projects", "dates", "beliefs", "decisions")
 
@@ -61,18 +73,23 @@ class _Silent:
 
     offline = False
 
-    async def ask(self, _scope: Any, request: Any, _read: Any) -> Any:
+    async def ask(self, _scope: Any, _request: Any, _read: Any) -> Any:
         return SimpleNamespace(value=SimpleNamespace(items=()))
 
 
 async def consolidate_for(url: str, user: str) -> dict[str, float]:
     """Consolidate one person's facts; return seconds and the peak of this process's memory."""
     pool = await open_pool(url)
-    row = await pool.fetchrow("select id, lease_epoch from processing_jobs where user_id = $1", uuid.UUID(user))
+    row = await pool.fetchrow(
+        "select id, lease_epoch from processing_jobs where user_id = $1", uuid.UUID(user)
+    )
     assert row is not None
     lease = Lease(pool, job_id=row["id"], epoch=row["lease_epoch"], lease_seconds=60.0)
     settings: Any = SimpleNamespace(
-        fact_extraction_concurrency=3, memory_model="none", llm_timeout_seconds=60.0, max_cost_usd_per_job=None
+        fact_extraction_concurrency=3,
+        memory_model="none",
+        llm_timeout_seconds=60.0,
+        max_cost_usd_per_job=None,
     )
     work = Pass(
         job=SimpleNamespace(id=row["id"], user_id=uuid.UUID(user)), lease=lease, pool=pool, settings=settings,  # type: ignore[arg-type]

@@ -59,9 +59,7 @@ async def consolidate(work: Pass) -> dict[str, int]:
         "reported": len(known.rows),
         "facts": facts,
         "merged": len(known.rows) - facts,
-        "superseded": sum(
-            len(_by_source(m)) for m in meanings if m.replaced_by is not None
-        ),
+        "superseded": sum(len(_by_source(m)) for m in meanings if m.replaced_by is not None),
         **counts,
         **saved,
     }
@@ -88,11 +86,16 @@ async def _read_all(work: Pass) -> Sayings:
         for r in rows:
             known.add(
                 Mention(
-                    row=r["id"], source=r["source"], category=r["category"], slot=r["slot"],
-                    statement=r["statement"], confidence=r["confidence"], place=r["place"],
+                    row=r["id"],
+                    source=r["source"],
+                    category=r["category"],
+                    slot=r["slot"],
+                    statement=r["statement"],
+                    confidence=r["confidence"],
+                    place=r["place"],
                     observed=-inf if r["observed"] is None else r["observed"],
                     valid_from=r["valid_from"].toordinal() if r["valid_from"] else 0,
-                )  # fmt: skip
+                )
             )
         if len(rows) < _PAGE:
             return known
@@ -103,9 +106,7 @@ async def _read_all(work: Pass) -> Sayings:
 # Questions to a model
 
 
-async def _ask(
-    work: Pass, known: Sayings, counts: Counter[str]
-) -> dict[tuple[int, int], bool]:
+async def _ask(work: Pass, known: Sayings, counts: Counter[str]) -> dict[tuple[int, int], bool]:
     """Let a model settle what rules leave open; return its word on replacements.
 
     What it calls the same is united here, where the guards allow it.
@@ -139,9 +140,7 @@ def _in_time(a: Saying, b: Saying) -> tuple[Saying, Saying]:
     return (a, b) if (a.newest, a.number) <= (b.newest, b.number) else (b, a)
 
 
-def _united(
-    known: Sayings, groups: dict[int, list[Saying]], a: Saying, b: Saying
-) -> bool:
+def _united(known: Sayings, groups: dict[int, list[Saying]], a: Saying, b: Saying) -> bool:
     """Unite the meanings of two sayings unless a guard forbids it for any two of their members."""
     first, second = known.meaning_of(a), known.meaning_of(b)
     if first == second:
@@ -213,9 +212,7 @@ def _id(user_id: UUID, source: str, sayings: Iterable[Saying]) -> UUID:
     return uuid5(_NAMESPACE, "\x1f".join((str(user_id), source, *first.first_key)))
 
 
-async def _save(
-    work: Pass, known: Sayings, facts: Iterator[Fact], count: int
-) -> dict[str, int]:
+async def _save(work: Pass, known: Sayings, facts: Iterator[Fact], count: int) -> dict[str, int]:
     """Stage the facts in bounded transactions, then make them the person's in one step."""
     user = work.job.user_id
     members = _members(known)
@@ -245,9 +242,7 @@ async def _save(
             await report_progress(work, connection, share=0.9 * done / count)
     async with work.lease.fenced() as connection:
         applied: dict[str, Any] = json.loads(
-            await connection.fetchval(
-                "select fullpass.apply_facts($1, $2)", user, work.job.id
-            )
+            await connection.fetchval("select fullpass.apply_facts($1, $2)", user, work.job.id)
         )
         await report_progress(work, connection, share=1.0)
     return {f"rows_{name}": count for name, count in applied.items()}

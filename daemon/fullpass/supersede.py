@@ -18,7 +18,7 @@ and 4 only guess; a model may settle them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -83,8 +83,6 @@ def succeed(
     return found
 
 
-
-
 def _follow_model(
     known: Sayings, meanings: list[Meaning], settled: Mapping[tuple[int, int], bool]
 ) -> None:
@@ -127,7 +125,10 @@ def _settle_question(
                     found.doubts.append((older, newer, verdict))
             if verdict:
                 # The first to replace it, whichever question it was found by.
-                if older.replaced_by is None or newer.newest.newest < older.replaced_by.newest.newest:
+                if (
+                    older.replaced_by is None
+                    or newer.newest.newest < older.replaced_by.newest.newest
+                ):
                     older.replaced_by = newer
                 break
 
@@ -141,14 +142,10 @@ def _later(older: Saying, newer: Saying) -> bool:
     return 0 < older.valid_from < newer.valid_from
 
 
-
-
 def _questions(
     known: Sayings, meanings: list[Meaning], subjects: frozenset[str]
 ) -> Iterable[
-    tuple[
-        dict[tuple[str, ...], list[Meaning]], Callable[[Saying, Saying], tuple[bool, bool]]
-    ]
+    tuple[dict[tuple[str, ...], list[Meaning]], Callable[[Saying, Saying], tuple[bool, bool]]]
 ]:
     """Yield the meanings by the questions they answer, with the rule for each kind of question."""
     by_claim: dict[tuple[str, ...], list[Meaning]] = {}
@@ -183,9 +180,9 @@ def _questions(
         subject = next((w for w in newest.reading.words[:1] if w in subjects), "")
         # A slot of one word ("work", "status") means little without its category and subject.
         words = len(slot.split())
-        by_slot.setdefault(
-            (slot, subject, newest.category) if words < 2 else (slot,), []
-        ).append(meaning)
+        by_slot.setdefault((slot, subject, newest.category) if words < 2 else (slot,), []).append(
+            meaning
+        )
     yield by_slot, _answered
 
 

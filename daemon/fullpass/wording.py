@@ -15,12 +15,13 @@ from functools import cache
 from importlib.resources import files
 
 NOT = "!"
+_MINUS = "-\u2212"
 _MONTH = "\x01"
 """Marks a month until its day and year are found; no word begins with it."""
 
 # A word, a number with its sign, or a sign that tells things apart: C from C++, 5 € from 5 $.
 _TOKEN = re.compile(
-    r"(?<![\w.,:])[-−]\d+(?:[.,:]\d+)*|\d+(?:[.,:]\d+)*"
+    r"(?<![\w.,:])[-\u2212]\d+(?:[.,:]\d+)*|\d+(?:[.,:]\d+)*"
     r"|[^\W\d_]+(?:['’][^\W\d_]+)*(?:\+\+|\+|#)?"
     r"|[<>=≤≥%€$£¥°\u2190-\u2bff\U0001f000-\U0001faff]"
 )
@@ -29,9 +30,7 @@ _THOUSANDS = re.compile(r"\d{1,3}(?:[.,]\d{3})+")
 _ORDINALS = frozenset({"st", "nd", "rd", "th", "er", "º", "ª"})
 # Scripts written without spaces: their runs are read as pairs of characters.
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
-_UNSPACED_NOT = re.compile(
-    r"なくなった|なかった|ません|ない|没有|沒有|不再|不|没|沒|無い|未|ไม่"
-)
+_UNSPACED_NOT = re.compile(r"なくなった|なかった|ません|ない|没有|沒有|不再|不|没|沒|無い|未|ไม่")
 _UNSPACED_FILLER = re.compile(r"[はがをにでとものよねすま了的是很也]|です|ます")
 _KOREAN_NOT = re.compile(r"^(?:않|못하|안하)|없(?:다|음|어|습니다)$|아니다$")
 
@@ -102,9 +101,7 @@ def _words(text: str) -> list[str]:
     words: list[str] = []
     for token in _TOKEN.findall(folded):
         if "'" in token:
-            for part in token.replace("n't", "'not").split("'"):
-                if part:
-                    words.append(part)
+            words.extend(filter(None, token.replace("n't", "'not").split("'")))
         elif _UNSPACED.match(token):
             words.extend(_unspaced(token))
         elif _KOREAN_NOT.search(token):
@@ -175,14 +172,16 @@ def read(statement: str) -> Reading:
     while at < len(words):
         word = words[at]
         ordered = ordered or word in language.order
-        if word[0].isdigit() or (len(word) > 1 and word[0] in "-−" and word[1].isdigit()):
+        if word[0].isdigit() or (len(word) > 1 and word[0] in _MINUS and word[1].isdigit()):
             told.append(f"#{_number(word)}")
             at += 1
             continue
         month = language.months.get(word)
         if word == "isomonth" and _between("".join(words[at + 1 : at + 2]), 1, 12) is not None:
             month, at = int(words[at + 1]), at + 1
-        if month is not None and (word not in {"may", "march", "mar", "mars", "mai"} or _by_number(words, at)):
+        if month is not None and (
+            word not in {"may", "march", "mar", "mars", "mai"} or _by_number(words, at)
+        ):
             told.append(f"{_MONTH}{month}")
             at += 1
             continue
@@ -307,8 +306,8 @@ def _signs() -> dict[str, tuple[tuple[str, float], ...]]:
 
 
 def _number(word: str) -> str:
-    sign = "-" if word[0] in "-−" else ""
-    digits = word.lstrip("-−")
+    sign = "-" if word[0] in _MINUS else ""
+    digits = word.lstrip(_MINUS)
     if _THOUSANDS.fullmatch(digits):
         digits = re.sub(r"[.,]", "", digits)
     return sign + digits.replace(",", ".")
@@ -332,7 +331,9 @@ def _with_days(words: list[str]) -> list[str]:
             at += 1
         if at < len(words) and (year := _between(words[at], 1000, 2999)) is not None:
             at += 1
-        told.append("@" + (str(year) if year else "") + f"-{month:02}" + (f"-{day:02}" if day else ""))
+        told.append(
+            "@" + (str(year) if year else "") + f"-{month:02}" + (f"-{day:02}" if day else "")
+        )
     return told
 
 
@@ -385,7 +386,11 @@ def is_predicate(word: str, kind: str) -> bool:
 
 def fold_slot(slot: str) -> str:
     """Return a slot up to case, order of no account words, plural and possessive."""
-    words = [w for w in _words(slot.replace("_", " ").replace("-", " ")) if w not in {"the", "of", "s", "my", "user", "current", "new", "a", "for", "in"}]
+    words = [
+        w
+        for w in _words(slot.replace("_", " ").replace("-", " "))
+        if w not in {"the", "of", "s", "my", "user", "current", "new", "a", "for", "in"}
+    ]
     return " ".join(sorted(words))
 
 

@@ -19,17 +19,25 @@ DAY = 86_400.0
 START = 1_700_000_000.0
 
 
-def said(*mentions: tuple[str, float] | tuple[str, float, str] | tuple[str, float, str, str]) -> Sayings:
+def said(
+    *mentions: tuple[str, float] | tuple[str, float, str] | tuple[str, float, str, str],
+) -> Sayings:
     """Make sayings of (statement, day, slot, source); a day of -inf is unknown."""
     known = Sayings()
     for n, (statement, day, *rest) in enumerate(mentions):
         slot, source = [*rest, "", ""][:2]
         known.add(
             Mention(
-                row=n, source=source or "chatgpt", category="preferences", slot=slot,
-                statement=statement, confidence="high", place=f"conversation-{n}/message",
-                observed=START + day * DAY if day > -inf else -inf, valid_from=0,
-            )  # fmt: skip
+                row=n,
+                source=source or "chatgpt",
+                category="preferences",
+                slot=slot,
+                statement=statement,
+                confidence="high",
+                place=f"conversation-{n}/message",
+                observed=START + day * DAY if day > -inf else -inf,
+                valid_from=0,
+            )
         )
     known.unite_certain()
     return known
@@ -178,7 +186,9 @@ def test_what_nobody_can_date_never_replaces_what_has_a_date() -> None:
 
 def test_said_again_makes_an_old_answer_the_newest() -> None:
     assert current(
-        ("Lives in Porto", 1, "home city"), ("Lives in Ghent", 2, "home city"), ("Lives in Porto", 3, "home city")
+        ("Lives in Porto", 1, "home city"),
+        ("Lives in Ghent", 2, "home city"),
+        ("Lives in Porto", 3, "home city"),
     ) == [2]
 
 
@@ -199,7 +209,9 @@ def test_slots_are_compared_without_their_wording() -> None:
 
 def test_rewordings_are_found_among_many_facts() -> None:
     crowd = [(f"Has item {n} from shop{n % 7} at corner{n % 11}", float(n)) for n in range(2_000)]
-    known = said(*crowd, ("Plays the hurdy-gurdy on Sundays", 1), ("On Sundays one hears the hurdy-gurdy", 2))
+    known = said(
+        *crowd, ("Plays the hurdy-gurdy on Sundays", 1), ("On Sundays one hears the hurdy-gurdy", 2)
+    )
     asked = {frozenset((a.newest_row, b.newest_row)) for a, b in alike(known, most=500)}
     assert frozenset((2_000, 2_001)) in asked
 
@@ -221,7 +233,7 @@ def test_a_line_may_join_facts_but_not_mix_them() -> None:
 
 
 _PIECES = st.lists(
-    st.sampled_from("month may 3 31 2025-13-40 2025-02-30 isomonth − n't no longer decided to not ~ ! > ' 不 ない 3月 ++ 1.000,5".split())
+    st.sampled_from(["month", "may", "3", "31", "2025-13-40", "2025-02-30", "isomonth", "−", "n't", "no", "longer", "decided", "to", "not", "~", "!", ">", "'", "不", "ない", "3月", "++", "1.000,5"])
 ).map(" ".join)  # fmt: skip
 
 

@@ -22,7 +22,9 @@ from daemon.fullpass.tokens import estimate_tokens
 DAY = datetime(2024, 3, 5, tzinfo=UTC)
 
 
-def item(statement: str, n: int = 1, *, category: str = "preferences", days: int = 0, weight: int = 1) -> Item:
+def item(
+    statement: str, n: int = 1, *, category: str = "preferences", days: int = 0, weight: int = 1
+) -> Item:
     return Item(category, statement, DAY + timedelta(days=days), (UUID(int=n << 96),), weight)
 
 
@@ -52,7 +54,10 @@ def test_a_line_may_reword_and_join(line: str, facts: list[str]) -> None:
         ("Has cats", ["Has two cats"]),
         ("Launch is on 3 April", ["Launch is on 3 March"]),
         ("Lives in Ghent with Tom", ["Lives in Ghent"]),
-        ("Anna lives in Porto, Marta lives in Ghent", ["Anna lives in Ghent", "Marta lives in Porto"]),
+        (
+            "Anna lives in Porto, Marta lives in Ghent",
+            ["Anna lives in Ghent", "Marta lives in Porto"],
+        ),
         ("Loves long walks by the sea at dawn with friends", ["Likes walks"]),
         ("", ["Lives in Ghent"]),
     ],
@@ -87,11 +92,16 @@ def test_markup_in_a_line_cannot_leave_its_item() -> None:
 def test_every_heading_is_there_even_with_nothing_under_it() -> None:
     text = render([])
     assert text.count(NO_DATA) == 5
-    assert text.index("## Preferences") < text.index("## Projects") < text.index("## Important Dates")
+    assert (
+        text.index("## Preferences") < text.index("## Projects") < text.index("## Important Dates")
+    )
 
 
 def test_newest_first_under_each_heading() -> None:
-    lines = [Line("preferences", f"Likes {n}", DAY + timedelta(days=n), (UUID(int=n),)) for n in (1, 3, 2)]
+    lines = [
+        Line("preferences", f"Likes {n}", DAY + timedelta(days=n), (UUID(int=n),))
+        for n in (1, 3, 2)
+    ]
     kept, dropped = _fit(lines, 5_000)
     assert [line.text for line in kept] == ["Likes 3", "Likes 2", "Likes 1"]
     assert dropped == 0
@@ -100,7 +110,9 @@ def test_newest_first_under_each_heading() -> None:
 @pytest.mark.parametrize("budget", [100, 150, 333, 1_000])
 def test_the_budget_is_that_of_the_whole_document(budget: int) -> None:
     lines = [
-        Line("preferences", f"Likes tea number {n} from the shop", DAY, (UUID(int=n),), weight=n % 7)
+        Line(
+            "preferences", f"Likes tea number {n} from the shop", DAY, (UUID(int=n),), weight=n % 7
+        )
         for n in range(200)
     ]
     kept, dropped = _fit(lines, budget)

@@ -11,13 +11,20 @@ from daemon.fullpass.reduce import Item, _ranked, by_rank, keeps_numbers
 DAY = datetime(2024, 3, 5, tzinfo=UTC)
 
 
-def item(statement: str, *, category: str = "preferences", day: int | None = 0, weight: int = 1) -> Item:
+def item(
+    statement: str, *, category: str = "preferences", day: int | None = 0, weight: int = 1
+) -> Item:
     at = None if day is None else DAY + timedelta(days=day)
     return Item(category, statement, at, (UUID(int=1),), weight)
 
 
 def test_better_founded_first_then_newer_then_undated() -> None:
-    items = [item("undated", day=None), item("old", day=1), item("new", day=9), item("often", weight=3)]
+    items = [
+        item("undated", day=None),
+        item("old", day=1),
+        item("new", day=9),
+        item("often", weight=3),
+    ]
     assert [i.statement for i in by_rank(items)] == ["often", "new", "old", "undated"]
 
 
