@@ -1,21 +1,25 @@
 """Connections to Postgres and what its errors mean to the caller.
 
 Every connection is pooler-safe (promise 8): no named prepared statements, no session settings, a
-time-out on each command. Leaves transactions on behalf of a job to `queue.lease`, the only door.
+time-out on each command, on each wait for a pooled connection and on a link that stopped
+answering. Leaves transactions on behalf of a job to `queue.lease`, the only door.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeAlias
+import socket
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
 import asyncpg
 
-from daemon.errors import Cancelled, LeaseLost, Systemic, UsageError
+from daemon.errors import Cancelled, LeaseLost, OutOfReach, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from asyncpg.pool import PoolAcquireContext
 
     Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
@@ -27,52 +31,107 @@ COMMAND_TIMEOUT_SECONDS = 60.0
 # SQLSTATE classes that speak of the server or the link, never of the statement: connection
 # exceptions, too many connections and full disks, operator intervention, system errors.
 _TROUBLE_CLASSES = frozenset({"08", "53", "57", "58"})
-
+# The same by code: read-only (a failover), serialization and deadlock, idle in transaction and
+# lock time-outs.
+_TROUBLE_CODES = frozenset({"25006", "40001", "40P01", "25P03", "25P04", "55P03"})
+# At start the settings are wrong; later, with the same settings, the server is being changed.
+_REFUSED_CODES = frozenset({"28P01", "28000", "3D000"})
 
 _CONNECT_TIMEOUT_SECONDS = 10.0
+_ACQUIRE_TIMEOUT_SECONDS = 30.0
 _NAMED = {"application_name": "fullpass"}
+
+# A link that died without a word (a NAT entry dropped, a host gone): asked after 10 idle seconds,
+# given up after three silent probes, or 15 seconds after unanswered data.
+_SOCKET_OPTIONS = {
+    "TCP_KEEPIDLE": 10,
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 15_000,  # milliseconds
+}
+
+
+class _ImpatientPool(asyncpg.Pool):
+    """A pool that no caller waits at for ever."""
+
+    def acquire(self, *, timeout: float | None = None) -> PoolAcquireContext[asyncpg.Record]:
+        """Take a connection, or raise TimeoutError."""
+        return super().acquire(timeout=timeout or _ACQUIRE_TIMEOUT_SECONDS)
 
 
 async def connect(
     url: str, *, command_timeout_seconds: float = COMMAND_TIMEOUT_SECONDS
 ) -> Connection:
-    """Open one connection. Raises Systemic when the server cannot be reached."""
-    with database_errors():
-        connection: Connection = await asyncpg.connect(
-            url,
-            statement_cache_size=0,
-            timeout=_CONNECT_TIMEOUT_SECONDS,
-            command_timeout=command_timeout_seconds,
-            server_settings=_NAMED,
-        )
-    return connection
+    """Open one connection.
+
+    Raises OutOfReach when the server cannot be reached, UsageError when it refuses the login.
+    """
+    with database_errors(starting=True):
+        return await _connect(url, **_options(command_timeout_seconds))
 
 
-async def open_pool(url: str, *, size: int = 3) -> Pool:
+async def open_pool(
+    url: str, *, size: int = 3, command_timeout_seconds: float = COMMAND_TIMEOUT_SECONDS
+) -> Pool:
     """Open a small pool (a session pooler's places are few, FACTS section 5).
 
-    Raises Systemic when the server cannot be reached.
+    Raises as `connect` does.
     """
-    with database_errors():
-        pool: Pool = await asyncpg.create_pool(
+    with database_errors(starting=True):
+        pool = _ImpatientPool(
             url,
             min_size=1,
             max_size=size,
+            max_queries=50_000,
             max_inactive_connection_lifetime=60.0,
-            statement_cache_size=0,
-            timeout=_CONNECT_TIMEOUT_SECONDS,
-            command_timeout=COMMAND_TIMEOUT_SECONDS,
-            server_settings=_NAMED,
+            connect=_connect,
+            setup=None,
+            init=None,
+            # Nothing is ever set for a session, so nothing is reset: a round trip less each time.
+            reset=_nothing_to_reset,
+            loop=None,
+            connection_class=asyncpg.Connection,
+            record_class=asyncpg.Record,
+            **_options(command_timeout_seconds),
         )
+        await pool
     return pool
 
 
+def _options(command_timeout_seconds: float) -> dict[str, Any]:
+    return {
+        "statement_cache_size": 0,
+        "timeout": _CONNECT_TIMEOUT_SECONDS,
+        "command_timeout": command_timeout_seconds,
+        "server_settings": _NAMED,
+    }
+
+
+async def _connect(*arguments: Any, **options: Any) -> Connection:
+    connection: Connection = await asyncpg.connect(*arguments, **options)
+    # asyncpg offers no way to set these; without them a link that fell silent is noticed only by
+    # each command's time-out, and an idle one never.
+    link = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # noqa: SLF001
+    if link is not None and link.family in {socket.AF_INET, socket.AF_INET6}:
+        with suppress(OSError):
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in _SOCKET_OPTIONS.items():
+                if (option := getattr(socket, name, None)) is not None:
+                    link.setsockopt(socket.IPPROTO_TCP, option, value)
+    return connection
+
+
+async def _nothing_to_reset(_connection: object) -> None:
+    """See `open_pool`."""
+
+
 @contextmanager
-def database_errors() -> Iterator[None]:
+def database_errors(*, starting: bool = False) -> Iterator[None]:
     """Turn what Postgres and the link raise into errors that say what to do.
 
     A lost lease and a cancellation come as SQLSTATEs of the lease protocol; trouble with the
-    server or the link is systemic; anything else is a defect of ours and passes unchanged.
+    server or the link is systemic; anything else is a defect of ours and passes unchanged. A
+    refused login is the settings' fault when `starting`, and trouble later.
     """
     try:
         yield
@@ -82,20 +141,20 @@ def database_errors() -> Iterator[None]:
             raise LeaseLost(str(error)) from error
         if code == CANCELLED:
             raise Cancelled(str(error)) from error
-        if code in {"28P01", "28000", "3D000"}:
+        if code in _REFUSED_CODES and starting:
             raise UsageError(
                 f"DATABASE_URL: the server refused the connection ({error}); "
                 "check the user, the password and the database's name"
             ) from error
-        if code[:2] in _TROUBLE_CLASSES or code in {"25006", "40001", "40P01", "25P03", "55P03"}:
-            raise Systemic(f"database trouble: {first_line(error)} (SQLSTATE {code})") from error
+        if code[:2] in _TROUBLE_CLASSES or code in _TROUBLE_CODES | _REFUSED_CODES:
+            raise OutOfReach(f"database trouble: {first_line(error)} (SQLSTATE {code})") from error
         raise
     except (asyncpg.InternalClientError, asyncpg.InterfaceError) as error:
         if isinstance(error, asyncpg.DataError):
             raise
-        raise Systemic(f"database connection: {first_line(error)}") from error
+        raise OutOfReach(f"database connection: {first_line(error)}") from error
     except (OSError, TimeoutError) as error:
-        raise Systemic(
+        raise OutOfReach(
             f"the database cannot be reached: {first_line(error) or type(error).__name__}"
         ) from error
 
@@ -108,3 +167,32 @@ def first_line(error: BaseException) -> str:
 def is_transaction_pooler(url: str) -> bool:
     """Whether the URL names a transaction pooler by its customary port (6543)."""
     return urlsplit(url).port == 6543
+
+
+async def pools_transactions(url: str) -> bool:
+    """Whether a pooler stands at the URL that lends server connections by transaction.
+
+    While a second connection keeps a transaction open on the very server process that the first
+    one was served by, the first must be served by another; on a direct connection it cannot be.
+    A pooler with a single place makes the second wait, which tells as much. Raises OutOfReach.
+    """
+    if is_transaction_pooler(url):
+        return True
+    pid = "select pg_backend_pid()"
+    ours = await connect(url, command_timeout_seconds=3.0)
+    try:
+        other = await connect(url, command_timeout_seconds=3.0)
+        try:
+            with database_errors():
+                before = (await ours.fetchval(pid), await other.fetchval(pid))
+                async with other.transaction():
+                    theirs = await other.fetchval(pid)
+                    try:
+                        after = (await ours.fetchval(pid), theirs)
+                    except TimeoutError:
+                        return True
+            return before[0] == before[1] or before != after
+        finally:
+            other.terminate()
+    finally:
+        ours.terminate()

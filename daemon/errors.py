@@ -8,6 +8,7 @@
     ├── TryAgain            this job may succeed later; uses up one attempt
     ├── Wait                nobody's fault; release the job, no attempt used
     │   ├── Systemic        every job would meet it (bad key, outage); pause the worker
+    │   │   └── OutOfReach  the database itself: nothing can be claimed meanwhile anyway
     │   └── Draining        this worker is shutting down
     ├── Stop                the job is no longer ours to work on
     │   ├── LeaseLost       another worker may hold it: write nothing more
@@ -58,6 +59,13 @@ class Wait(FullpassError):
 
 class Systemic(Wait):
     """Every job would meet this (bad key, unknown model, spend limit, outage): pause the worker."""
+
+
+class OutOfReach(Systemic):
+    """The database is in trouble or away: go on as soon as it answers."""
+
+    def __init__(self, message: str, *, seconds: float = 1.0) -> None:
+        super().__init__(message, seconds=seconds)
 
 
 class Draining(Wait):

@@ -14,19 +14,20 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import resource
 import secrets
-import signal
 import socket
+import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import psutil
 
 from daemon import __version__
-from daemon.database import database_errors, first_line, is_transaction_pooler, open_pool
-from daemon.errors import Cancelled, Draining, GiveUp, LeaseLost, Systemic, Wait
+from daemon.database import database_errors, is_transaction_pooler, open_pool
+from daemon.errors import OutOfReach, Systemic
 from daemon.fullpass.chunks import tiers_for
 from daemon.fullpass.context import Pass
 from daemon.fullpass.steps import full_pass
@@ -38,8 +39,12 @@ from daemon.llm.providers import provider_from
 from daemon.logs import bind_job, get_logger, masked
 from daemon.memory_gauge import Gauge, allowed_calls, read_gauge
 from daemon.queue import jobs
+from daemon.queue.backoff import Backoff
+from daemon.queue.ending import Endings, Tally
 from daemon.queue.heartbeat import Heartbeat
-from daemon.queue.lease import Lease
+from daemon.queue.lease import Lease, clock
+from daemon.queue.liveness import LoopEcho
+from daemon.queue.shutdown import Shutdown
 from daemon.queue.wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -47,44 +52,85 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from daemon.database import Pool
+    from daemon.fullpass.chunks import Tier
     from daemon.queue.jobs import Job
     from daemon.settings import Settings
 
+__all__ = ["Tally", "Worker"]
+
+T = TypeVar("T")
+RunPass: TypeAlias = "Callable[[Pass], Awaitable[tuple[dict[str, Any], dict[str, Any]]]]"
+
 _log = get_logger()
 
-_LONGEST_ERROR = 500
 _NEAR_RETRY_SECONDS = 60.0
 _LONGEST_PAUSE_SECONDS = 300.0
 _ROOM_FOR_A_JOB_BYTES = 96 * 1024 * 1024
-_LAG_PROBE_SECONDS = 0.5
+_MEND_SECONDS = 3600.0
+_STEP_TIMEOUTS_WITHOUT_PROGRESS = 3
+_READING_TIMEOUT_SECONDS = 120.0
+"""A batch of chunks of the slowest link and the largest conversation, with room."""
+_LATE_SECONDS = 2.0
+_READING_STEPS = frozenset({"download_conversations", "chunk_conversations", "save_chunks"})
 
 
-@dataclass(slots=True)
-class Tally:
-    """What became of the jobs of one worker's run."""
+class _WatchedLedger(Ledger):
+    """A ledger whose receipts count as progress of their job."""
 
-    completed: list[UUID] = field(default_factory=list)
-    failed: dict[UUID, str] = field(default_factory=dict)
-    left: dict[UUID, str] = field(default_factory=dict)
-    """Jobs given back to the queue, and why."""
+    def __init__(self, pool: Pool, leases: Callable[[], list[Lease]]) -> None:
+        super().__init__(pool)
+        self._leases = leases
+
+    async def record(self, *arguments: Any, job_id: UUID, **named: Any) -> None:
+        await super().record(*arguments, job_id=job_id, **named)
+        for lease in self._leases():
+            if lease.job_id == job_id:
+                lease.progressed()
+
+
+@dataclass(frozen=True, slots=True)
+class _Serving:
+    """What a connected worker serves with."""
+
+    pool: Pool
+    wakeup: Wakeup
+    heartbeat: Heartbeat
+    endings: Endings
+    caller: Caller
+    tiers: tuple[Tier, ...]
+    medium: str
 
 
 class Worker:
-    """One worker process. `run()` serves until drained; `run(once=True)` until nothing is due."""
+    """One worker process. `run()` serves until drained; `run(once=True)` until nothing is due.
 
-    def __init__(self, settings: Settings, url: str, *, only: UUID | None = None) -> None:
+    `run_pass` is what is done with a claimed job; the full pass unless a test or a benchmark of the
+    queue alone says otherwise.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        url: str,
+        *,
+        only: UUID | None = None,
+        run_pass: RunPass = full_pass,
+    ) -> None:
         self._settings = settings
         self._url = url
         self._only = only
+        self._run_pass = run_pass
         # Fresh at every boot: a restarted worker must never be taken for the one before.
         self.worker_id = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(3)}"
         self.tally = Tally()
         self._running: dict[asyncio.Task[None], Lease] = {}
-        self._draining = asyncio.Event()
+        self._shutdown = Shutdown()
+        self._draining = self._shutdown.asked
         self._paused_until = 0.0
         self._pauses = 0
         self._waiting_for: str | None = None
-        self._loop_lag_ms = 0.0
+        self._out_of_reach: str | None = None
+        self._mend_at = 0.0
         self._gauge: Gauge = read_gauge(memory_limit_mb=settings.memory_limit_mb)
         self._process = psutil.Process()
         # Built here, so that a missing key or a wrong provider ends the command before any claim.
@@ -97,109 +143,173 @@ class Worker:
 
     async def run(self, *, once: bool = False) -> Tally:
         """Serve jobs. Raises UsageError when the settings or the schema cannot work."""
-        self._listen_to_signals()
+        self._shutdown.listen()
+        try:
+            pool = await self._patiently(self._open_pool)
+            if pool is None:
+                return self.tally
+            try:
+                accepted = await self._patiently(lambda: accepted_tiers(pool))
+                if accepted is not None:
+                    await self._serve_with(pool, accepted, once=once)
+            finally:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(pool.close(), timeout=2.0)
+                pool.terminate()
+        finally:
+            self._shutdown.close()
+            await self._provider.aclose()
+        _log.info("worker.stopped", worker_id=self.worker_id)
+        return self.tally
+
+    async def _open_pool(self) -> Pool:
+        # A command that takes longer than a lease has lost its purpose.
+        timeout_seconds = min(60.0, max(5.0, self._settings.lease_seconds))
+        return await open_pool(self._url, command_timeout_seconds=timeout_seconds)
+
+    async def _serve_with(self, pool: Pool, accepted: dict[str, str], *, once: bool) -> None:
         settings = self._settings
-        pool = await self._connected()
-        if pool is None:
-            return self.tally
         listen_url = settings.database_listen_url or (
             None if is_transaction_pooler(self._url) else self._url
         )
-        wakeup = Wakeup(None if once else listen_url, poll_seconds=settings.poll_interval_seconds)
         heartbeat = Heartbeat(
             self._url,
             worker_id=self.worker_id,
             beat_seconds=settings.heartbeat_seconds,
             lease_seconds=settings.lease_seconds,
             vitals=self._vitals,
+            echo=LoopEcho(asyncio.get_running_loop()),
+            end_process=lambda: os._exit(1),
         )
-        lag_probe = asyncio.create_task(self._probe_lag())
-        drain_watch = asyncio.create_task(self._wake_on_drain(wakeup))
+        ledger = _WatchedLedger(pool, lambda: list(self._running.values()))
+        serving = _Serving(
+            pool=pool,
+            wakeup=Wakeup(
+                None if once else listen_url,
+                poll_seconds=settings.poll_interval_seconds,
+                pool=pool,
+            ),
+            heartbeat=heartbeat,
+            endings=Endings(
+                pool,
+                worker_id=self.worker_id,
+                max_wait_hours=settings.max_wait_hours,
+                tally=self.tally,
+            ),
+            caller=Caller(self._provider, ledger, self._limiter),
+            tiers=tiers_for(settings, accepted),
+            medium=accepted["medium"],
+        )
+        # Should the loop be blocked then, the heartbeat's thread ends what it cannot.
+        self._shutdown.at_once = lambda now: heartbeat.drain_by(
+            now + settings.shutdown_grace_seconds + _LATE_SECONDS
+        )
+        drain_watch = asyncio.create_task(self._wake_on_drain(serving.wakeup))
+        heartbeat.start()
+        _log.info(
+            "worker.started", worker_id=self.worker_id, version=__version__,
+            provider=self._provider.name, memory_limit_mb=self._gauge.limit_bytes >> 20,
+            memory_limit_from=self._gauge.source, llm_limit=self._limiter.limit,
+        )  # fmt: skip
         try:
-            tiers = tiers_for(settings, accepted := await accepted_tiers(pool))
-            caller = Caller(self._provider, Ledger(pool), self._limiter)
-            heartbeat.start()
-            _log.info(
-                "worker.started", worker_id=self.worker_id, version=__version__,
-                provider=self._provider.name, memory_limit_mb=self._gauge.limit_bytes >> 20,
-                memory_limit_from=self._gauge.source, llm_limit=self._limiter.limit,
-            )  # fmt: skip
-
-            def start(job: Job) -> asyncio.Task[None]:
-                lease = Lease(
-                    pool, job_id=job.id, epoch=job.lease_epoch,
-                    lease_seconds=settings.lease_seconds,
-                )  # fmt: skip
-                heartbeat.add(lease)
-                work = Pass(job, lease, pool, settings, caller, tiers, accepted["medium"])
-                task = asyncio.create_task(self._run_job(work))
-                self._running[task] = lease
-
-                def ended(done: asyncio.Task[None]) -> None:
-                    heartbeat.remove(lease)
-                    self._running.pop(done, None)
-                    wakeup.wake()
-
-                task.add_done_callback(ended)
-                return task
-
-            await self._serve(pool, wakeup, start, once=once)
+            await self._serve(serving, once=once)
             await self._drain()
         finally:
-            lag_probe.cancel()
             drain_watch.cancel()
             await asyncio.to_thread(heartbeat.stop)
-            await wakeup.close()
-            await self._provider.aclose()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(pool.close(), timeout=2.0)
-            pool.terminate()
-        _log.info("worker.stopped", worker_id=self.worker_id)
-        return self.tally
+            await serving.wakeup.close()
 
-    async def _connected(self) -> Pool | None:
-        """Open the pool, however long the database takes to come up; None when drained first."""
-        failures = 0
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T | None:
+        """Call until the database is there, however long it takes; None when drained first."""
+        backoff = Backoff(first_seconds=0.5)
         while not self._draining.is_set():
             try:
-                return await open_pool(self._url)
-            except Systemic as error:
-                failures += 1
-                pause = min(30.0, 0.5 * 2**failures) * random.uniform(0.75, 1.25)
+                return await call()
+            except OutOfReach as error:
+                pause = backoff.next_seconds()
                 _log.warning("worker.waiting", waits_for=str(error), seconds=round(pause, 1))
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._draining.wait(), timeout=pause)
         return None
 
-    async def _serve(
-        self,
-        pool: Pool,
-        wakeup: Wakeup,
-        start: Callable[[Job], asyncio.Task[None]],
-        *,
-        once: bool,
-    ) -> None:
+    async def _serve(self, serving: _Serving, *, once: bool) -> None:
         """Claim and start jobs until drained or, with `once`, until nothing is due or near."""
+        backoff = Backoff()
         while not self._draining.is_set():
             pause: float | None = None
             try:
-                while self._admits():
-                    job = await self._claim(pool)
-                    if job is None:
-                        break
-                    start(job)
+                await self._claim_all(serving)
                 if self._waiting_for is not None and time.monotonic() >= self._paused_until:
                     self._waiting_for = None
                 if once and not self._running:
                     if self._waiting_for is not None:
                         return  # every further job would meet the same
-                    if (pause := await self._seconds_to_next(pool)) is None:
+                    if (pause := await self._seconds_to_next(serving.pool)) is None:
                         return
-            except Systemic as error:
-                self._pause(error)
+                if self._out_of_reach is not None:
+                    _log.info("worker.reconnected", failures=backoff.failures)
+                    self._out_of_reach = None
+                    backoff.reset()
+            except OutOfReach as error:
+                # The queue itself is out of reach: not a job's trouble, so no pause for them.
+                self._out_of_reach = masked(str(error))
+                pause = backoff.next_seconds()
+                _log.warning(
+                    "worker.waiting", waits_for=self._out_of_reach, seconds=round(pause, 1)
+                )
             if self._waiting_for is not None:
                 pause = max(0.05, self._paused_until - time.monotonic())
-            await wakeup.wait(seconds=pause)
+            await serving.wakeup.wait(seconds=pause)
+
+    async def _claim_all(self, serving: _Serving) -> None:
+        """Start due jobs for as long as there is room for one more."""
+        if time.monotonic() >= self._mend_at:
+            if missing := await jobs.mend_queue(serving.pool):
+                _log.warning("queue.mended", users=missing)
+            self._mend_at = time.monotonic() + _MEND_SECONDS * random.uniform(0.8, 1.2)
+        while self._admits():
+            sent_at = clock()
+            job = await self._claim(serving.pool)
+            if job is None:
+                return
+            self._start(serving, job, sent_at)
+
+    def _start(self, serving: _Serving, job: Job, sent_at: float) -> None:
+        settings = self._settings
+        lease = Lease(
+            serving.pool, job_id=job.id, epoch=job.lease_epoch,
+            lease_seconds=settings.lease_seconds, sent_at=sent_at,
+        )  # fmt: skip
+        work = Pass(
+            job, lease, serving.pool, settings, serving.caller, serving.tiers, serving.medium
+        )
+        serving.heartbeat.add(lease, patience_seconds=lambda: self._patience_seconds(work))
+        task = asyncio.create_task(self._run_job(work, serving.endings), name=f"job {job.id}")
+        self._running[task] = lease
+        if self._draining.is_set():
+            lease.drain()
+        loop = asyncio.get_running_loop()
+
+        def cancel() -> None:
+            loop.call_soon_threadsafe(task.cancel)
+
+        lease.when_given_back(cancel)
+
+        def ended(done: asyncio.Task[None]) -> None:
+            serving.heartbeat.remove(lease)
+            self._running.pop(done, None)
+            serving.wakeup.wake()
+
+        task.add_done_callback(ended)
+
+    def _patience_seconds(self, work: Pass) -> float:
+        """How long a job may go without progress where it stands now (promise 6)."""
+        timeout_seconds = self._settings.llm_timeout_seconds
+        if work.step in _READING_STEPS:
+            timeout_seconds = max(timeout_seconds, _READING_TIMEOUT_SECONDS)
+        elif work.step == "regenerate_sections":
+            timeout_seconds = self._settings.sections_timeout_seconds
+        return _STEP_TIMEOUTS_WITHOUT_PROGRESS * timeout_seconds
 
     def _admits(self) -> bool:
         """Whether another job may start now: a place, no pause, and memory for it."""
@@ -214,8 +324,10 @@ class Worker:
 
     async def _claim(self, pool: Pool) -> Job | None:
         settings = self._settings
-        if self._only is not None and (self._running or self._only in self.tally.completed):
-            return None
+        tally = self.tally
+        ended = {*tally.completed, *tally.failed, *tally.left}
+        if self._only is not None and (self._running or self._only in ended):
+            return None  # its one job had its turn
         return await jobs.claim(
             pool,
             worker_id=self.worker_id,
@@ -246,7 +358,7 @@ class Worker:
 
     # -- one job ---------------------------------------------------------------------------------
 
-    async def _run_job(self, work: Pass) -> None:
+    async def _run_job(self, work: Pass, endings: Endings) -> None:
         """Run one claimed job and end it truthfully, whatever happens."""
         job = work.job
         with bind_job(
@@ -255,108 +367,30 @@ class Worker:
         ):  # fmt: skip
             _log.info("job.claimed")
             try:
-                result, cost = await full_pass(work)
+                result, cost = await self._run_pass(work)
             except asyncio.CancelledError:
-                over = Draining("the shutdown grace is over")
-                await self._end(work, lambda: self._give_back(work, over))
+                await endings.interrupted(work)
                 raise
-            except Exception as error:  # noqa: BLE001 - every outcome is told apart below
-                raised = error
-                await self._end(work, lambda: self._conclude(work, raised))
-            else:
-                await self._end(work, lambda: self._complete(work, result, cost))
-
-    async def _end(self, work: Pass, ending: Callable[[], Awaitable[None]]) -> None:
-        """Write a job's ending, through short database trouble, while the lease is ours."""
-        failures = 0
-        while True:
-            try:
-                await ending()
-            except Systemic as error:
-                failures += 1
-                if not work.lease.trusted:
-                    _log.warning("job.abandoned", error=str(error))  # the sweep recovers it
-                    return
-                await asyncio.sleep(min(2.0, 0.1 * 2**failures))
-            except LeaseLost:
-                _log.warning("job.lost", step=work.step)
-                self.tally.left.setdefault(work.job.id, "another worker has it")
-                return
-            else:
-                return
-
-    async def _complete(self, work: Pass, result: dict[str, Any], cost: dict[str, Any]) -> None:
-        await jobs.complete(work.pool, work.job, result=result, cost=cost)
-        self._pauses = 0
-        self.tally.left.pop(work.job.id, None)
-        self.tally.completed.append(work.job.id)
-        _log.info("job.completed", cost_usd=cost["cost_usd"], calls=cost["calls"])
-
-    async def _conclude(self, work: Pass, error: Exception) -> None:
-        """End an attempt that raised."""
-        match error:
-            case LeaseLost():
-                raise error
-            case Cancelled():
-                await jobs.yield_cancelled(work.pool, work.job)
-                _log.info("job.cancelled", step=work.step)
-            case Wait():
-                if isinstance(error, Systemic):
+            except Exception as error:  # noqa: BLE001 - every outcome is told apart there
+                if isinstance(error, Systemic) and not isinstance(error, OutOfReach):
                     self._pause(error)
-                await self._give_back(work, error)
-            case _:
-                await self._fail(work, error)
-
-    async def _give_back(self, work: Pass, error: Wait) -> None:
-        outcome = await jobs.release(
-            work.pool,
-            work.job,
-            seconds=error.seconds,
-            reason=masked(str(error))[:_LONGEST_ERROR],
-            max_wait_hours=self._settings.max_wait_hours,
-        )
-        if outcome == "failed":
-            self.tally.failed[work.job.id] = str(error)
-        else:
-            self.tally.left[work.job.id] = masked(str(error))
-        _log.info(f"job.{outcome}", step=work.step, reason=str(error))
-
-    async def _fail(self, work: Pass, error: Exception) -> None:
-        said = masked(f"{work.step}: {_told(error)}")[:_LONGEST_ERROR]
-        _log.error("job.error", exc_info=error, step=work.step)
-        outcome = await jobs.fail(
-            work.pool, work.job, error=said, retry=not isinstance(error, GiveUp)
-        )
-        if outcome == "retry":
-            self.tally.left[work.job.id] = said
-        else:
-            self.tally.left.pop(work.job.id, None)
-            self.tally.failed[work.job.id] = said
+                await endings.raised(work, error)
+            else:
+                await endings.completed(work, result, cost)
+                self._pauses = 0
 
     # -- pausing and draining --------------------------------------------------------------------
 
     def _pause(self, error: Systemic) -> None:
         """Claim nothing for a while: every job would meet this."""
+        if time.monotonic() < self._paused_until:
+            return  # the same trouble, met by one more of the jobs that ran
         self._pauses += 1
         doubled = max(1.0, error.seconds) * 2 ** min(self._pauses - 1, 6)
         seconds = min(_LONGEST_PAUSE_SECONDS, doubled)
         self._paused_until = time.monotonic() + seconds * random.uniform(0.9, 1.1)
         self._waiting_for = masked(str(error))
         _log.error("worker.paused", waits_for=self._waiting_for, seconds=round(seconds, 1))
-
-    def _listen_to_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-
-        def received(name: str) -> None:
-            if self._draining.is_set():
-                # Safe: what is written is written under the fence, what was paid is in the ledger.
-                os._exit(1)
-            _log.info("worker.draining", signal=name, running=len(self._running))
-            self._draining.set()
-
-        for sig in (signal.SIGTERM, signal.SIGINT):
-            with suppress(NotImplementedError):
-                loop.add_signal_handler(sig, received, sig.name)
 
     async def _wake_on_drain(self, wakeup: Wakeup) -> None:
         await self._draining.wait()
@@ -393,26 +427,14 @@ class Worker:
             "version": __version__,
             "rss_bytes": self._process.memory_info().rss,
             "memory_limit_bytes": self._gauge.limit_bytes,
-            "loop_lag_ms": self._loop_lag_ms,
+            "peak_rss_bytes": _peak_rss_bytes(),
             "llm_in_flight": self._limiter.in_flight,
             "llm_limit": self._limiter.last_limit,
-            "waiting_for": self._waiting_for,
+            "waiting_for": self._waiting_for or self._out_of_reach,
         }
 
-    async def _probe_lag(self) -> None:
-        """Measure how late the loop wakes: the most of the last two probes."""
-        loop = asyncio.get_running_loop()
-        previous = 0.0
-        while True:
-            before = loop.time()
-            await asyncio.sleep(_LAG_PROBE_SECONDS)
-            lag = max(0.0, (loop.time() - before - _LAG_PROBE_SECONDS) * 1000)
-            self._loop_lag_ms = round(max(lag, previous), 1)
-            previous = lag
 
-
-def _told(error: Exception) -> str:
-    """Return an error in one line for people: its message, with its type when it is a defect."""
-    if isinstance(error, GiveUp) or type(error).__module__.startswith("daemon."):
-        return first_line(error)
-    return f"unexpected {type(error).__name__}: {first_line(error)}"
+def _peak_rss_bytes() -> int:
+    """Return this process's highest resident size so far; the unit differs between systems."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

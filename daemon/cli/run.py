@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 import asyncpg
 import click
@@ -28,7 +29,6 @@ from daemon.cli.progress import Shown, progress_shown
 from daemon.cli.results import Results, prepare_folder, results_of, write_results
 from daemon.cli.summary import summary
 from daemon.cli.target import (
-    LOCAL_PERSON,
     connection_to,
     local_data,
     require_schema,
@@ -40,8 +40,6 @@ from daemon.settings import load_settings
 from daemon.worker import Worker
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from daemon.settings import Settings
 
 _LOOK_AGAIN_SECONDS = 0.5
@@ -84,7 +82,7 @@ def run_export(export: Path, *, out: Path, user: UUID | None, as_json: bool, ver
             "user of that database, or unset DATABASE_URL to run on an embedded one"
         )
     prepare_folder(out)
-    order = _Order(export, out, settings, user or LOCAL_PERSON, embedded)
+    order = _Order(export, out, settings, user or local_person(export), embedded)
     results = _carried_out(order)
     if as_json:
         click.echo(json.dumps(results.report, ensure_ascii=False))
@@ -98,10 +96,20 @@ def run_demo(*, out: Path, verbose: bool) -> int:
     settings = _settings(verbose=verbose)
     prepare_folder(out)
     home = EmbeddedPostgres(settings.fullpass_home / "demo" / "postgres")
-    results = _carried_out(_Order(bundled_example(), out, settings, LOCAL_PERSON, home))
+    example = bundled_example()
+    results = _carried_out(_Order(example, out, settings, local_person(example), home))
     _print_memory(results.memory)
     click.echo(summary(results.report, folder=out), err=True)
     return 0
+
+
+def local_person(export: Path) -> UUID:
+    """Return the user of an export on the embedded database: whoever this file's person is.
+
+    Nothing in two files says that they are one person's, and facts of two people must never meet in
+    one MEMORY; `--user` is how to say it.
+    """
+    return uuid5(NAMESPACE_URL, export.as_uri())
 
 
 def readable(export: Path) -> Path:
@@ -211,7 +219,7 @@ async def _enqueued(url: str, order: _Order) -> UUID:
             job_id: UUID = await connection.fetchval(
                 "select fullpass.enqueue($1, $2, 0::smallint, 'infinity')",
                 order.user,
-                f"file://{order.export}",
+                order.export.as_uri(),
             )
     except asyncpg.ForeignKeyViolationError as error:
         raise UsageError(f"--user: {order.user} is nobody in auth.users: check the id") from error

@@ -116,10 +116,7 @@ def _notes(report: dict[str, Any]) -> list[str]:
         count = _count(earlier["conversations_of_this_source"], "conversation")
         kept.append(f"{count} that an earlier export held and this one does not")
     if kept:
-        notes.append(
-            f"MEMORY also rests on earlier exports of the same person: {'; '.join(kept)}. Is this "
-            "one another person's? Run it with a --user UUID of their own."
-        )
+        notes.append(f"MEMORY also rests on earlier exports of the same person: {'; '.join(kept)}.")
     memory, sections = report["memory"] or {}, report["sections"] or {}
     if memory.get("writer") == "rendering":
         notes.append(

@@ -6,7 +6,6 @@ import asyncio
 import sys
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, cast
-from uuid import NAMESPACE_URL, uuid5
 
 import asyncpg
 
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
 
     from daemon.database import Connection
     from daemon.settings import Settings
-
-LOCAL_PERSON = uuid5(NAMESPACE_URL, "https://fullpass.invalid/the-person-at-this-machine")
-"""The user of the embedded database: one machine, one person."""
 
 _NO_SCHEMA = (
     asyncpg.UndefinedTableError,

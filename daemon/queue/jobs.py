@@ -117,6 +117,18 @@ async def yield_cancelled(pool: Pool, job: Job) -> None:
         await pool.execute("select fullpass.yield_cancelled($1, $2)", job.id, job.lease_epoch)
 
 
+async def excuse(pool: Pool, job: Job, *, worker_id: str) -> None:
+    """Say that the worker which lost this job is alive: its lost lease was no crash."""
+    with database_errors():
+        await pool.execute("select fullpass.excuse($1, $2, $3)", worker_id, job.id, job.lease_epoch)
+
+
+async def mend_queue(pool: Pool) -> int:
+    """Put users back in line who have jobs and no place; return how many were missing."""
+    with database_errors():
+        return cast("int", await pool.fetchval("select fullpass.mend_queue()"))
+
+
 async def enqueue(
     pool: Pool, *, user_id: UUID, storage_path: str, file_type: str | None = None
 ) -> UUID:

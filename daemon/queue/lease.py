@@ -10,6 +10,7 @@ The heartbeat (`heartbeat.py`) renews leases from a thread of its own and tells 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from daemon.database import database_errors
 from daemon.errors import Cancelled, Draining, LeaseLost, Stop
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from uuid import UUID
 
     from daemon.database import Connection, Pool
@@ -41,7 +42,16 @@ class Lease:
     Attributes are single words written by one thread and read by others, which Python makes atomic.
     """
 
-    def __init__(self, pool: Pool, *, job_id: UUID, epoch: int, lease_seconds: float) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        job_id: UUID,
+        epoch: int,
+        lease_seconds: float,
+        sent_at: float | None = None,
+    ) -> None:
+        """`sent_at` is the clock's reading when the claim was sent."""
         self._pool = pool
         self.job_id = job_id
         self.epoch = epoch
@@ -49,8 +59,12 @@ class Lease:
         self._trusted_until = 0.0
         self._ended: Stop | None = None
         self._draining = False
+        # One writing transaction a job at a time: others would wait at its row's lock anyway, and
+        # hold connections that receipts need.
+        self._writing = asyncio.Lock()
+        self._when_over: Callable[[], None] | None = None
         self.last_progress = clock()
-        self.renewed(clock())
+        self.renewed(self.last_progress if sent_at is None else sent_at)
 
     def renewed(self, sent_at: float) -> None:
         """Note an acknowledged renewal that was sent at `sent_at`.
@@ -67,6 +81,25 @@ class Lease:
     def cancel(self) -> None:
         """End the work because cancellation was asked for; what is saved stays."""
         self._ended = self._ended or Cancelled(f"job {self.job_id} was cancelled")
+
+    def given_back(self) -> None:
+        """Note that the job was released over the head of its work: end that, wherever it hangs."""
+        self.lost()
+        if self._when_over is not None:
+            self._when_over()
+
+    def when_given_back(self, call: Callable[[], None]) -> None:
+        """Call this, from any thread, when the job is released over the head of its work."""
+        self._when_over = call
+
+    @property
+    def over(self) -> bool:
+        """Whether it is known that the job is not to be worked on any more."""
+        return self._ended is not None
+
+    def progressed(self) -> None:
+        """Note progress that is no fenced write: a receipt."""
+        self.last_progress = clock()
 
     def drain(self) -> None:
         """Start nothing new; what is in flight may land."""
@@ -98,12 +131,13 @@ class Lease:
         """
         if isinstance(self._ended, LeaseLost):
             raise self._ended
-        sent_at = clock()
         with database_errors():
             async with (
+                self._writing,
                 self._pool.acquire(timeout=self.lease_seconds / 2) as connection,
                 connection.transaction(),
             ):
+                sent_at = clock()
                 await connection.execute(
                     "select fullpass.hold($1, $2, $3)",
                     self.job_id,

@@ -11,8 +11,211 @@
 --     nothing from that moment on. attempts is never a token.
 --   * Leases are measured by this database's clock (clock_timestamp()), nobody else's.
 --   * Lock order: the processing_jobs row first, then passes, then user_profiles, then inserts.
+--     Tickets are locked by claim and mend_queue only, and never waited for.
 --   * Work a call is bounded.
 --   * FP001 = the lease is lost; FP002 = cancellation was asked for. Callers match on these.
+
+-- ---------------------------------------------------------------------------------------------
+-- The line: who is served next
+-- ---------------------------------------------------------------------------------------------
+
+-- Users stand in line, not jobs: a ticket says "this user may have a job to run". A user with
+-- 50,000 pending rows has one place, and none while a job of theirs runs.
+--
+--   Invariant: whoever makes a job pending, or frees a user who has pending ones, leaves a ticket
+--   in the same transaction (the triggers below, so a plain INSERT does); whoever takes a ticket
+--   away looks at that user's jobs after having locked it.
+--
+-- So no pending job is ever without a ticket, whatever commits in between. Tickets are hints
+-- otherwise: too many, or one whose job is gone, cost a look and are dropped. Nobody but claim ever
+-- locks one, so an app that keeps its transaction open holds up nothing.
+create table if not exists fullpass.tickets (
+    id bigint generated always as identity primary key,
+    user_id uuid not null,
+    ready boolean not null,           -- false: nothing to look for before due_at
+    priority int not null,            -- at least that of the user's best due job
+    queued_at timestamptz not null,   -- the place in line among equal priorities
+    due_at timestamptz not null,
+    bucket smallint not null,         -- the user's share of ROLLOUT_PERCENT, 0-99
+    alone boolean not null default false,  -- its job must run alone: for an idle worker only
+    reserved_by text,                 -- the worker that empties itself to take it
+    reserved_until timestamptz
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+create index if not exists tickets_in_line
+    on fullpass.tickets (priority desc, queued_at) where ready;
+create index if not exists tickets_in_line_by_bucket
+    on fullpass.tickets (bucket, priority desc, queued_at) where ready;
+create index if not exists tickets_due on fullpass.tickets (due_at) where not ready;
+create index if not exists tickets_by_user on fullpass.tickets (user_id);
+create index if not exists tickets_reserved
+    on fullpass.tickets (reserved_by) where reserved_by is not null;
+
+-- A user's jobs in the order they are served: of equal priority, what was interrupted comes before
+-- what never ran. Nulls in rows older than these columns hide nothing.
+create index if not exists processing_jobs_next
+    on public.processing_jobs
+       (user_id, coalesce(priority, 0) desc, (started_at is null), coalesce(run_at, '-infinity'))
+    where status = 'pending';
+-- A worker's jobs, and all that run. No indexed column is ever touched by a heartbeat.
+create index if not exists processing_jobs_running
+    on public.processing_jobs (worker_id) where status = 'processing';
+
+alter table fullpass.passes
+    add column if not exists lease_epoch bigint,    -- the last one given, whatever the row says
+    add column if not exists alone boolean not null default false,  -- its next attempt runs alone
+    add column if not exists death_worker text,     -- who held the job at its last death
+    add column if not exists death_epoch bigint,
+    add column if not exists death_counted boolean; -- whether that death counted as a crash
+create index if not exists passes_by_death
+    on fullpass.passes (death_worker) where death_worker is not null;
+alter table fullpass.workers
+    add column if not exists peak_rss_bytes bigint,
+    add column if not exists jobs int;
+
+-- A stable share of users, 0-99.
+create or replace function fullpass.bucket_of(p_user uuid) returns smallint
+language sql immutable parallel safe as $$
+    select (abs(hashtext(p_user::text)::bigint) % 100)::smallint
+$$;
+
+-- Tickets for inserted jobs, one a user for what is due and one for what is not yet. Definer's
+-- rights: the app's role need not see schema fullpass. A job due at infinity belongs to one
+-- process, which asks for it by id.
+create or replace function fullpass.queue_inserted() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_now timestamptz := clock_timestamp();
+begin
+    insert into fullpass.tickets (user_id, ready, priority, queued_at, due_at, bucket)
+    select f.user_id, f.due <= v_now, max(f.priority), least(min(f.due), v_now), min(f.due),
+           fullpass.bucket_of(f.user_id)
+    from (
+        select user_id, coalesce(priority, 0) as priority, coalesce(run_at, '-infinity') as due
+        from fresh where status = 'pending' and run_at is distinct from 'infinity'
+    ) as f
+    group by f.user_id, f.due <= v_now;
+    if found then
+        perform pg_notify('fullpass_jobs', '');
+    end if;
+    return null;
+end
+$$;
+drop trigger if exists processing_jobs_wake on public.processing_jobs;
+create or replace trigger processing_jobs_queue_inserted
+    after insert on public.processing_jobs referencing new table as fresh
+    for each statement execute function fullpass.queue_inserted();
+
+-- A ticket for a job that goes back to the queue, or comes up in it, by whatever hand. What was
+-- interrupted keeps its place: it is served before jobs that never ran.
+create or replace function fullpass.queue_updated() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_now timestamptz := clock_timestamp();
+begin
+    if new.run_at is distinct from 'infinity' then
+        insert into fullpass.tickets (user_id, ready, priority, queued_at, due_at, bucket)
+        values (new.user_id, coalesce(new.run_at, '-infinity') <= v_now, coalesce(new.priority, 0),
+                case when new.started_at is null then least(new.run_at, v_now)
+                     else least(new.created_at, v_now) end,
+                coalesce(new.run_at, '-infinity'), fullpass.bucket_of(new.user_id));
+    end if;
+    return null;
+end
+$$;
+create or replace trigger processing_jobs_queue_updated
+    after update of status, priority, run_at, user_id on public.processing_jobs
+    for each row when (
+        new.status = 'pending' and (
+            old.status is distinct from new.status or old.user_id <> new.user_id
+            or coalesce(new.run_at, '-infinity') < coalesce(old.run_at, '-infinity')
+            or coalesce(new.priority, 0) > coalesce(old.priority, 0)))
+    execute function fullpass.queue_updated();
+
+-- The user's next turn, at the back of the line, when a job of theirs stops running while others
+-- wait. A claim that looks in this very moment sees the row locked and looks again soon.
+create or replace function fullpass.next_turn(p_user uuid) returns void
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    insert into fullpass.tickets (user_id, ready, priority, queued_at, due_at, bucket)
+    select p_user, true, coalesce(priority, 0), clock_timestamp(), clock_timestamp(),
+           fullpass.bucket_of(p_user)
+    from public.processing_jobs
+    where user_id = p_user and status = 'pending'
+    order by coalesce(priority, 0) desc limit 1
+$$;
+create or replace function fullpass.queue_stopped() returns trigger language plpgsql as $$
+begin
+    perform fullpass.next_turn(old.user_id);
+    return null;
+end
+$$;
+create or replace trigger processing_jobs_queue_stopped
+    after update of status on public.processing_jobs
+    for each row when (old.status = 'processing' and new.status <> 'processing')
+    execute function fullpass.queue_stopped();
+create or replace function fullpass.queue_deleted() returns trigger language plpgsql as $$
+begin
+    perform fullpass.next_turn(u.user_id)
+    from (select distinct user_id from gone where status = 'processing') as u;
+    return null;
+end
+$$;
+create or replace trigger processing_jobs_queue_deleted
+    after delete on public.processing_jobs referencing old table as gone
+    for each statement execute function fullpass.queue_deleted();
+
+-- When the next of a user's pending jobs is due; null when there is none. Steps from priority to
+-- priority through the index, so that many rows of one cost no more than one.
+create or replace function fullpass.next_due(p_user uuid, p_above int default null)
+returns timestamptz language sql stable as $$
+    with recursive level as (
+        (select coalesce(priority, 0) as priority from public.processing_jobs
+         where user_id = p_user and status = 'pending'
+         order by coalesce(priority, 0) desc limit 1)
+        union all
+        select n.priority
+        from level l cross join lateral (
+            select coalesce(j.priority, 0) as priority from public.processing_jobs j
+            where j.user_id = p_user and j.status = 'pending'
+              and coalesce(j.priority, 0) < l.priority
+            order by coalesce(j.priority, 0) desc limit 1
+        ) as n
+    )
+    select min(d.due)
+    from level l
+    cross join (values (false), (true)) as s (fresh)
+    cross join lateral (
+        select coalesce(j.run_at, '-infinity') as due from public.processing_jobs j
+        where j.user_id = p_user and j.status = 'pending'
+          and coalesce(j.priority, 0) = l.priority and (j.started_at is null) = s.fresh
+        order by coalesce(j.run_at, '-infinity') limit 1
+    ) as d
+    where p_above is null or l.priority > p_above
+$$;
+
+-- Tickets for users who have pending jobs and none: after a restore with triggers off, say.
+-- Workers call it at start and every hour; the result is how many were missing.
+create or replace function fullpass.mend_queue() returns int language plpgsql as $$
+declare
+    v_count int;
+begin
+    insert into fullpass.tickets (user_id, ready, priority, queued_at, due_at, bucket)
+    select p.user_id, true, p.priority, clock_timestamp(), clock_timestamp(),
+           fullpass.bucket_of(p.user_id)
+    from (
+        select user_id, max(coalesce(priority, 0)) as priority from public.processing_jobs
+        where status = 'pending' and run_at is distinct from 'infinity'
+        group by user_id
+    ) as p
+    where not exists (select from fullpass.tickets t where t.user_id = p.user_id);
+    get diagnostics v_count = row_count;
+    return v_count;
+end
+$$;
+select fullpass.mend_queue();
+
+-- ---------------------------------------------------------------------------------------------
+-- What several of the functions below do
+-- ---------------------------------------------------------------------------------------------
 
 -- Adds to the job's timeline.
 create or replace function fullpass.note_event(
@@ -26,27 +229,43 @@ $$;
 -- What the app's user sees of a pass. Null leaves a column as it is; p_error '' clears it.
 create or replace function fullpass.show_profile(
     p_user uuid, p_status text, p_percent int default null, p_stage text default null,
-    p_error text default null
+    p_error text default null, p_started_at timestamptz default null
 ) returns void language plpgsql as $$
 begin
-    insert into public.user_profiles (user_id) values (p_user) on conflict (user_id) do nothing;
-    update public.user_profiles set
-        full_pass_status = coalesce(p_status, full_pass_status),
-        progress_percent = coalesce(p_percent, progress_percent),
-        import_stage = coalesce(p_stage, import_stage),
-        full_pass_error = case when p_error is null then full_pass_error
-                               else nullif(left(p_error, 500), '') end,
-        full_pass_completed_at = case when p_status = 'complete' then clock_timestamp()
-                                      else full_pass_completed_at end
-    where user_id = p_user;
+    for i in 1..2 loop
+        update public.user_profiles set
+            full_pass_status = coalesce(p_status, full_pass_status),
+            progress_percent = coalesce(p_percent, progress_percent),
+            import_stage = coalesce(p_stage, import_stage),
+            full_pass_error = case when p_error is null then full_pass_error
+                                   else nullif(left(p_error, 500), '') end,
+            full_pass_started_at = coalesce(p_started_at, full_pass_started_at),
+            full_pass_completed_at = case when p_status = 'complete' then clock_timestamp()
+                                          else full_pass_completed_at end
+        where user_id = p_user;
+        exit when found;
+        insert into public.user_profiles (user_id) values (p_user) on conflict (user_id) do nothing;
+    end loop;
 end
 $$;
 
--- When a job that goes back to the queue is due. A job of one particular process (`fullpass run`)
--- is due at infinity, where no other worker takes it, and stays so.
+-- Locks the user's profile if nobody else does; false when somebody does. Claim and sweep come to
+-- many users: an app that keeps one profile locked must not hold up the others.
+create or replace function fullpass.profile_free(p_user uuid) returns boolean
+language plpgsql as $$
+begin
+    perform from public.user_profiles where user_id = p_user for no key update skip locked;
+    return found or not exists (select from public.user_profiles where user_id = p_user);
+end
+$$;
+
+-- When a job that goes back to the queue is due. At once means: as due as it was, before what came
+-- later. A job of one particular process (`fullpass run`) is due at infinity, where no other worker
+-- takes it, and stays so.
 create or replace function fullpass.due_at(p_job public.processing_jobs, p_seconds float8)
 returns timestamptz language sql volatile as $$
     select case when (p_job).run_at = 'infinity' then 'infinity'
+                when p_seconds <= 0 then least((p_job).run_at, clock_timestamp())
                 else clock_timestamp() + make_interval(secs => p_seconds) end
 $$;
 
@@ -76,51 +295,114 @@ end
 $$;
 
 -- Recovers up to p_limit jobs whose lease ran out. The attempt is given back: a dead worker is not
--- the job's error. A death counts as a crash only when it left nothing new behind since the one
--- before; two such deaths quarantine the job with what is known about them.
+-- the job's error (promise 9). What the death says of the job:
+--   it left new receipts or chunks behind   nothing: crashes start again at 0
+--   the worker died with several jobs       one of them may be at fault: each runs alone next
+--   the worker died with this job alone     a crash; two of them quarantine it, with the evidence
+-- Rows that were never leased are never swept.
 create or replace function fullpass.sweep(p_limit int default 20) returns int
 language plpgsql as $$
 declare
     v public.processing_jobs;
     v_pass fullpass.passes;
+    v_worker fullpass.workers;
+    v_since timestamptz;
     v_progressed boolean;
+    v_shared boolean;
+    v_memory text;
     v_count int := 0;
 begin
     for v in
-        select * from public.processing_jobs
-        where status = 'processing' and lease_epoch > 0 and lease_expires_at < clock_timestamp()
-        order by lease_expires_at
-        limit p_limit for update skip locked
+        select * from public.processing_jobs j
+        where j.status = 'processing'
+          and coalesce(j.lease_expires_at, '-infinity') < clock_timestamp()
+          and (j.lease_epoch > 0
+               or exists (select from fullpass.passes p
+                          where p.job_id = j.id and p.lease_epoch is not null))
+        order by j.lease_expires_at
+        limit p_limit for update of j skip locked
     loop
+        continue when not fullpass.profile_free(v.user_id);
         v_count := v_count + 1;
         select * into v_pass from fullpass.passes where job_id = v.id for update;
-        v_progressed := coalesce(
-            greatest(v_pass.last_progress_at,
-                     (select max(created_at) from fullpass.llm_calls where job_id = v.id))
-            > coalesce(v_pass.last_death_at, v_pass.claimed_at, v.started_at), false);
-        update fullpass.passes set last_death_at = clock_timestamp() where job_id = v.id;
-        v.crashes := case when v_progressed then 0 else coalesce(v.crashes, 0) + 1 end;
+        v_since := coalesce(v_pass.last_death_at, v_pass.claimed_at, v.started_at);
+        v_progressed := coalesce(v_pass.last_progress_at > v_since, false)
+            or exists (select from fullpass.llm_calls c
+                       where c.job_id = v.id and c.created_at > v_since);
+        v_shared := v.worker_id is not null and (
+            exists (select from public.processing_jobs o
+                    where o.worker_id = v.worker_id and o.status = 'processing' and o.id <> v.id)
+            or exists (select from fullpass.passes d
+                       where d.death_worker = v.worker_id and d.job_id <> v.id));
+        v.crashes := case when v_progressed then 0
+                          else coalesce(v.crashes, 0) + (not v_shared)::int end;
         v.attempts := greatest(0, coalesce(v.attempts, 0) - 1);
+        update fullpass.passes set
+            last_death_at = clock_timestamp(), death_worker = v.worker_id,
+            death_epoch = v.lease_epoch, death_counted = not v_progressed and not v_shared,
+            alone = v_shared or not v_progressed
+        where job_id = v.id;
+        select * into v_worker from fullpass.workers where worker_id = v.worker_id;
         if v.cancel_requested_at is not null then
             perform fullpass.end_job(v, 'cancelled', 'cancelled', null);
         elsif v.crashes >= 2 then
+            v_memory := case when v_worker.peak_rss_bytes is null then 'its memory is not known'
+                else format('peak memory %s MB of %s MB%s', v_worker.peak_rss_bytes >> 20,
+                            coalesce((v_worker.memory_limit_bytes >> 20)::text, '?'),
+                            case when v_worker.peak_rss_bytes > 0.85 * v_worker.memory_limit_bytes
+                                 then ': it probably ran out of memory' else '' end) end;
             perform fullpass.end_job(v, 'failed', 'quarantined', format(
-                '%s: the worker died twice without any progress; last worker %s. The job is set '
-                'aside: look at its memory and its input, then run fullpass.retry(%L)',
-                coalesce(v.current_step, 'start'), v.worker_id, v.id));
+                '%s: the worker died twice with this job alone and without any progress; the last '
+                'was %s, %s. The job is set aside: look at its memory and its input, then run '
+                'fullpass.retry(%L)',
+                coalesce(v.current_step, 'start'), v.worker_id, v_memory, v.id),
+                jsonb_build_object(
+                    'crashes', v.crashes, 'peak_rss_bytes', v_worker.peak_rss_bytes,
+                    'memory_limit_bytes', v_worker.memory_limit_bytes,
+                    'last_beat_at', v_worker.last_beat_at));
         else
             update public.processing_jobs set
-                status = 'pending', lease_epoch = lease_epoch + 1, lease_expires_at = null,
-                attempts = v.attempts, crashes = v.crashes, worker_id = null,
-                run_at = fullpass.due_at(v, 0)
+                status = 'pending', lease_epoch = coalesce(lease_epoch, v_pass.lease_epoch) + 1,
+                lease_expires_at = null, attempts = v.attempts, crashes = v.crashes,
+                worker_id = null, run_at = fullpass.due_at(v, 0)
             where id = v.id;
             perform fullpass.note_event(v, 'recovered', null, jsonb_build_object(
-                'crashes', v.crashes, 'progressed', v_progressed,
-                'lease_expired_at', v.lease_expires_at));
+                'crashes', v.crashes, 'progressed', v_progressed, 'shared', v_shared,
+                'lease_expired_at', v.lease_expires_at,
+                'peak_rss_bytes', v_worker.peak_rss_bytes));
             perform fullpass.show_profile(v.user_id, 'pending');
         end if;
     end loop;
     return v_count;
+end
+$$;
+
+-- A worker that still beats did not die: what its lost lease was taken for is taken back.
+create or replace function fullpass.excuse(p_worker text, p_job uuid, p_epoch bigint)
+returns void language plpgsql as $$
+declare
+    v public.processing_jobs;
+    v_counted boolean;
+begin
+    select death_counted into v_counted from fullpass.passes
+    where job_id = p_job and death_worker = p_worker and death_epoch = p_epoch;
+    if not found then
+        return;
+    end if;
+    select * into v from public.processing_jobs where id = p_job for update skip locked;
+    if not found then
+        return;
+    end if;
+    update fullpass.passes set death_worker = null, death_epoch = null, alone = false
+    where job_id = p_job and death_worker = p_worker and death_epoch = p_epoch;
+    if v_counted then
+        v.crashes := greatest(0, v.crashes - 1);
+        update public.processing_jobs set crashes = v.crashes where id = p_job;
+        if v.status = 'failed' and v.crashes < 2 then  -- quarantined on wrong evidence
+            perform fullpass.retry(p_job);
+        end if;
+    end if;
+    perform fullpass.note_event(v, 'excused', null, jsonb_build_object('alive', p_worker));
 end
 $$;
 
@@ -130,7 +412,7 @@ create or replace function fullpass.end_job(
 ) returns void language plpgsql as $$
 begin
     update public.processing_jobs set
-        status = p_status, lease_epoch = lease_epoch + 1, lease_expires_at = null,
+        status = p_status, lease_epoch = coalesce(lease_epoch, 0) + 1, lease_expires_at = null,
         attempts = v.attempts, crashes = v.crashes,
         error_message = p_error, completed_at = clock_timestamp(),
         progress = case when p_status = 'complete' then 100 else progress end
@@ -153,74 +435,231 @@ begin
 end
 $$;
 
+-- Writes a worker into a pending job that the caller has locked. Raises unique_violation when the
+-- user runs another.
+create or replace function fullpass.take(
+    v public.processing_jobs, p_worker text, p_lease_seconds float8, p_version text
+) returns public.processing_jobs language plpgsql as $$
+begin
+    update public.processing_jobs j set
+        status = 'processing',
+        lease_epoch = 1 + greatest(j.lease_epoch, (select p.lease_epoch from fullpass.passes p
+                                                   where p.job_id = j.id), 0),
+        lease_expires_at = clock_timestamp() + make_interval(secs => p_lease_seconds),
+        worker_id = p_worker, pipeline_version = p_version,
+        progress = case when started_at is null then 0 else coalesce(progress, 0) end,
+        started_at = coalesce(started_at, clock_timestamp()),
+        attempts = coalesce(attempts, 0) + 1, completed_at = null
+    where j.id = v.id
+    returning * into v;
+    insert into fullpass.passes as p (job_id, user_id, lease_epoch, claimed_at)
+    values (v.id, v.user_id, v.lease_epoch, clock_timestamp())
+    on conflict (job_id) do update
+        set lease_epoch = excluded.lease_epoch, claimed_at = excluded.claimed_at;
+    perform fullpass.note_event(v, 'claimed');
+    perform fullpass.show_profile(v.user_id, 'processing', v.progress, 'starting', '', v.started_at);
+    return v;
+end
+$$;
+
 -- Gives one due job to a worker, or nothing; with p_only, that very job if it is pending, due or
--- not. Sweeps first, so recovery needs no leader. Two workers that take two jobs of one user at the same instant meet the unique index: the later one
--- looks again.
+-- not. Sweeps first, so recovery needs no leader.
+--
+-- Takes the first ticket in line that nobody holds, then the best due job of its user. A ticket
+-- that leads to nothing is dropped or put away until there may be something; at most 200 are looked
+-- at in a call, and a call that stops there says so to all workers.
 create or replace function fullpass.claim(
     p_worker text, p_lease_seconds float8, p_version text,
     p_rollout_percent int default 100, p_daily_limit int default null, p_only uuid default null
 ) returns setof public.processing_jobs language plpgsql as $$
 declare
     v public.processing_jobs;
+    v_ticket fullpass.tickets;
+    v_busy boolean;           -- this worker runs something already
+    v_lone boolean;           -- and that must run alone
+    v_running uuid;
+    v_again timestamptz;
+    v_soon interval := interval '1 second';
+    v_now timestamptz := clock_timestamp();
     v_tomorrow timestamptz := date_trunc('day', now() at time zone 'utc') at time zone 'utc'
                               + interval '1 day';
 begin
     perform fullpass.sweep();
-    for i in 1..50 loop
-        begin
-            with due as (
-                select c.id from public.processing_jobs c
-                where c.status = 'pending'
-                  and case when p_only is null then c.run_at <= clock_timestamp()
-                           else c.id = p_only end
-                  and (p_rollout_percent >= 100
-                       or abs(hashtext(c.user_id::text)::bigint) % 100 < p_rollout_percent)
-                  and not exists (select from public.processing_jobs r
-                                  where r.user_id = c.user_id and r.status = 'processing')
-                order by c.priority desc, c.run_at
-                limit 1 for update skip locked
-            )
-            update public.processing_jobs j set
-                status = 'processing', lease_epoch = coalesce(lease_epoch, 0) + 1,
-                lease_expires_at = clock_timestamp() + make_interval(secs => p_lease_seconds),
-                worker_id = p_worker, pipeline_version = p_version,
-                progress = case when started_at is null then 0 else coalesce(progress, 0) end,
-                started_at = coalesce(started_at, clock_timestamp()),
-                attempts = coalesce(attempts, 0) + 1, completed_at = null
-            from due where j.id = due.id
-            returning j.* into v;
-        exception when unique_violation then
+    select count(*) > 0, coalesce(bool_or(p.alone), false) into v_busy, v_lone
+    from public.processing_jobs j left join fullpass.passes p on p.job_id = j.id
+    where j.worker_id = p_worker and j.status = 'processing';
+    if v_lone then
+        return;
+    end if;
+    if p_only is not null then
+        select * into v from public.processing_jobs j
+        where j.id = p_only and j.status = 'pending'
+          and not exists (select from public.processing_jobs r
+                          where r.user_id = j.user_id and r.status = 'processing')
+        for update of j skip locked;
+        if found then
+            return next fullpass.take(v, p_worker, p_lease_seconds, p_version);
+        end if;
+        return;
+    end if;
+
+    -- A job that must run alone waits for this worker to be empty: take nothing more until then.
+    if v_busy then
+        update fullpass.tickets set reserved_until = v_now + make_interval(secs => p_lease_seconds)
+        where reserved_by = p_worker and ready and reserved_until > v_now;
+        if found then
+            return;
+        end if;
+    end if;
+
+    -- What has come due steps into the line.
+    update fullpass.tickets t set
+        ready = true, queued_at = t.due_at,
+        priority = greatest(t.priority, (
+            select coalesce(j.priority, 0) from public.processing_jobs j
+            where j.user_id = t.user_id and j.status = 'pending'
+            order by coalesce(j.priority, 0) desc limit 1))
+    where t.id in (select d.id from fullpass.tickets d
+                   where not d.ready and d.due_at <= v_now
+                   order by d.due_at limit 100 for update skip locked);
+
+    for i in 1..200 loop
+        if p_rollout_percent >= 100 then
+            select * into v_ticket from fullpass.tickets t
+            where t.ready and not (v_busy and t.alone and t.reserved_until > v_now)
+            order by t.priority desc, t.queued_at
+            limit 1 for update skip locked;
+        else
+            select * into v_ticket from fullpass.tickets t
+            where t.ready and t.id = any (array(
+                select c.id
+                from generate_series(0, p_rollout_percent - 1) as b
+                cross join lateral (
+                    select o.id, o.priority, o.queued_at from fullpass.tickets o
+                    where o.ready and o.bucket = b
+                      and not (v_busy and o.alone and o.reserved_until > v_now)
+                    order by o.priority desc, o.queued_at limit 1) as c
+                order by c.priority desc, c.queued_at limit 20))
+            order by t.priority desc, t.queued_at
+            limit 1 for update skip locked;
+        end if;
+        if not found then
+            return;
+        end if;
+        -- All tickets of a user say the same: this one is enough.
+        delete from fullpass.tickets where id in (
+            select t.id from fullpass.tickets t
+            where t.user_id = v_ticket.user_id and t.id <> v_ticket.id
+            limit 500 for update skip locked);
+
+        -- The user runs a job: the end of that leaves a ticket. A locked row may be just ending.
+        select j.id, greatest(coalesce(j.lease_expires_at, v_now + interval '1 minute'),
+                              v_now + v_soon)
+        into v_running, v_again
+        from public.processing_jobs j
+        where j.user_id = v_ticket.user_id and j.status = 'processing' limit 1;
+        if found then
+            perform from public.processing_jobs
+            where id = v_running and status = 'processing' for share skip locked;
+            update fullpass.tickets set
+                ready = false, due_at = case when found then v_again else v_now + v_soon end
+            where id = v_ticket.id;
             continue;
-        end;
-        if v.id is null then
+        end if;
+
+        select * into v from public.processing_jobs j
+        where j.user_id = v_ticket.user_id and j.status = 'pending'
+          and coalesce(j.run_at, '-infinity') <= v_now
+        order by coalesce(j.priority, 0) desc, (j.started_at is null),
+                 coalesce(j.run_at, '-infinity')
+        limit 1 for update skip locked;
+        if not found then
+            v_again := fullpass.next_due(v_ticket.user_id);
+            if v_again is null or v_again = 'infinity' then
+                delete from fullpass.tickets where id = v_ticket.id;
+            else
+                update fullpass.tickets set
+                    ready = false, due_at = greatest(v_again, v_now + v_soon)
+                where id = v_ticket.id;
+            end if;
+            continue;
+        end if;
+        if coalesce(v.priority, 0) < v_ticket.priority then
+            -- Only a later or vanished job was so urgent: to the place that this one has.
+            update fullpass.tickets set priority = coalesce(v.priority, 0) where id = v_ticket.id;
+            v_again := fullpass.next_due(v_ticket.user_id, coalesce(v.priority, 0));
+            if v_again < 'infinity' then
+                insert into fullpass.tickets (user_id, ready, priority, queued_at, due_at, bucket)
+                values (v.user_id, false, v_ticket.priority, v_again,
+                        greatest(v_again, v_now + v_soon), v_ticket.bucket);
+            end if;
+            continue;
+        end if;
+        if not fullpass.profile_free(v.user_id) then
+            update fullpass.tickets set ready = false, due_at = v_now + v_soon
+            where id = v_ticket.id;
+            continue;
+        end if;
+        if v_busy and exists (select from fullpass.passes where job_id = v.id and alone) then
+            update fullpass.tickets set
+                alone = true, reserved_by = p_worker,
+                reserved_until = v_now + make_interval(secs => p_lease_seconds)
+            where id = v_ticket.id;
             return;
         end if;
         -- A user's jobs beyond the day's allowance wait until tomorrow; no attempt is used.
-        if p_daily_limit is not null and (
+        if v.started_at is null and p_daily_limit is not null and (
             select count(*) from public.processing_jobs d
-            where d.user_id = v.user_id and d.id <> v.id
-              and d.started_at >= v_tomorrow - interval '1 day') >= p_daily_limit
-        then
-            update public.processing_jobs set
-                status = 'pending', run_at = v_tomorrow, attempts = v.attempts - 1,
-                lease_epoch = lease_epoch + 1, lease_expires_at = null, worker_id = null,
-                started_at = case when v.attempts = 1 then null else started_at end,
-                current_step = format('waiting: %s jobs a day are allowed', p_daily_limit)
-            where id = v.id;
-            perform fullpass.note_event(v, 'waited',
-                p_data => jsonb_build_object('for', 'daily limit', 'until', v_tomorrow));
-            v := null;
+            where d.user_id = v.user_id and d.started_at >= v_tomorrow - interval '1 day'
+        ) >= p_daily_limit then
+            perform fullpass.postpone(v.user_id, v_tomorrow, p_daily_limit);
+            update fullpass.tickets set ready = false, due_at = v_tomorrow where id = v_ticket.id;
             continue;
         end if;
-        insert into fullpass.passes (job_id, user_id, claimed_at)
-        values (v.id, v.user_id, clock_timestamp())
-        on conflict (job_id) do update set claimed_at = excluded.claimed_at;
-        perform fullpass.note_event(v, 'claimed');
-        perform fullpass.show_profile(v.user_id, 'processing', v.progress, 'starting', '');
-        update public.user_profiles set full_pass_started_at = v.started_at
-        where user_id = v.user_id and full_pass_started_at is distinct from v.started_at;
+        begin
+            v := fullpass.take(v, p_worker, p_lease_seconds, p_version);
+        exception when unique_violation then  -- a job of this user was taken past the line
+            update fullpass.tickets set ready = false, due_at = v_now + v_soon
+            where id = v_ticket.id;
+            continue;
+        end;
+        if exists (select from public.processing_jobs
+                   where user_id = v.user_id and status = 'pending') then
+            update fullpass.tickets set
+                ready = false, due_at = v.lease_expires_at, alone = false, reserved_by = null
+            where id = v_ticket.id;
+        else
+            delete from fullpass.tickets where id = v_ticket.id;
+        end if;
         return next v;
         return;
+    end loop;
+    perform pg_notify('fullpass_jobs', '');
+end
+$$;
+
+-- Puts a user's due jobs that never ran off until p_until, and says so on the first hundred: the
+-- user's only ticket keeps the rest back.
+create or replace function fullpass.postpone(p_user uuid, p_until timestamptz, p_daily_limit int)
+returns void language plpgsql as $$
+declare
+    v public.processing_jobs;
+begin
+    for v in
+        update public.processing_jobs j set
+            run_at = p_until,
+            current_step = format('waiting: %s jobs a day are allowed', p_daily_limit)
+        where j.id in (
+            select c.id from public.processing_jobs c
+            where c.user_id = p_user and c.status = 'pending' and c.started_at is null
+              and coalesce(c.run_at, '-infinity') <= clock_timestamp()
+            order by coalesce(c.priority, 0) desc, (c.started_at is null),
+                     coalesce(c.run_at, '-infinity')
+            limit 100 for update skip locked)
+        returning j.*
+    loop
+        perform fullpass.note_event(v, 'waited',
+            p_data => jsonb_build_object('for', 'daily limit', 'until', p_until));
     end loop;
 end
 $$;
@@ -234,12 +673,13 @@ create or replace function fullpass.beat(
 begin
     insert into fullpass.workers as w (
         worker_id, version, rss_bytes, memory_limit_bytes, loop_lag_ms, llm_in_flight, llm_limit,
-        waiting_for)
-    select p_worker, v.* from jsonb_to_record(p_vitals) as v (
+        waiting_for, peak_rss_bytes, jobs)
+    select p_worker, v.*, cardinality(p_jobs) from jsonb_to_record(p_vitals) as v (
         version text, rss_bytes bigint, memory_limit_bytes bigint, loop_lag_ms real,
-        llm_in_flight int, llm_limit int, waiting_for text)
+        llm_in_flight int, llm_limit int, waiting_for text, peak_rss_bytes bigint)
     on conflict (worker_id) do update set
-        last_beat_at = clock_timestamp(), rss_bytes = excluded.rss_bytes,
+        last_beat_at = clock_timestamp(), rss_bytes = excluded.rss_bytes, jobs = excluded.jobs,
+        peak_rss_bytes = greatest(w.peak_rss_bytes, excluded.peak_rss_bytes, excluded.rss_bytes),
         memory_limit_bytes = excluded.memory_limit_bytes, loop_lag_ms = excluded.loop_lag_ms,
         llm_in_flight = excluded.llm_in_flight, llm_limit = excluded.llm_limit,
         waiting_for = excluded.waiting_for;
@@ -265,6 +705,10 @@ begin
     left join renewed r on r.id = m.id
     left join public.processing_jobs j
         on j.id = m.id and j.lease_epoch = m.epoch and j.status = 'processing';
+    perform fullpass.excuse(p_worker, m.id, m.epoch)
+    from unnest(p_jobs, p_epochs) as m (id, epoch)
+    where not exists (select from public.processing_jobs j
+                      where j.id = m.id and j.lease_epoch = m.epoch);
 end
 $$;
 
@@ -327,6 +771,7 @@ begin
             status = 'pending', lease_epoch = lease_epoch + 1, lease_expires_at = null,
             worker_id = null, run_at = fullpass.due_at(v, v_delay), error_message = p_error
         where id = p_job;
+        update fullpass.passes set alone = false where job_id = p_job and alone;
         perform fullpass.note_event(v, 'retried', null,
             jsonb_build_object('error', p_error, 'after_seconds', v_delay));
         perform fullpass.show_profile(v.user_id, 'pending', p_stage => 'waiting to try again');
@@ -367,7 +812,8 @@ begin
     update fullpass.passes set
         waiting_since = case when v_waits then coalesce(v_pass.waiting_since, clock_timestamp())
                              else v_pass.waiting_since end,
-        waiting_for = case when v_waits then p_reason end
+        waiting_for = case when v_waits then p_reason end,
+        alone = false
     where job_id = p_job;
     update public.processing_jobs set
         status = 'pending', lease_epoch = lease_epoch + 1, lease_expires_at = null,
@@ -524,16 +970,6 @@ begin
     return v_counts || jsonb_build_object('user_profiles_cleared', v_count);
 end
 $$;
-
--- Wakes the workers, once a statement, never on progress.
-create or replace function fullpass.wake() returns trigger language plpgsql as $$
-begin
-    perform pg_notify('fullpass_jobs', '');
-    return null;
-end
-$$;
-create or replace trigger processing_jobs_wake after insert on public.processing_jobs
-    for each statement execute function fullpass.wake();
 
 -- The same for RPC clients, who see schema public only: for the service role.
 create or replace function public.fullpass_enqueue(

@@ -227,7 +227,21 @@ async def test_waiting_uses_no_attempt_but_does_not_last_for_ever(pool: Pool) ->
     assert "outage" in (await row_of(pool, job_id))["error_message"]
 
 
-async def test_two_deaths_without_progress_quarantine_a_job_and_progress_forgives_one(
+async def die(pool: Pool, *job_ids: uuid.UUID) -> None:
+    """Let the leases of a dead worker run out, and sweep."""
+    for job_id in job_ids:
+        await expire(pool, job_id)
+    await pool.execute("select fullpass.sweep()")
+
+
+async def events_of(pool: Pool, job_id: uuid.UUID) -> list[str]:
+    rows = await pool.fetch(
+        "select event from fullpass.job_events where job_id = $1 order by id", job_id
+    )
+    return [row["event"] for row in rows]
+
+
+async def test_two_deaths_alone_without_progress_quarantine_a_job_and_progress_forgives_one(
     pool: Pool,
 ) -> None:
     job_id = await inserted(pool)
@@ -239,21 +253,164 @@ async def test_two_deaths_without_progress_quarantine_a_job_and_progress_forgive
                 await connection.execute(
                     "select fullpass.progress($1, 'extract_facts', 30, 'x')", job_id
                 )
-        await expire(pool, job_id)
-        await pool.execute("select fullpass.sweep()")
+        await die(pool, job_id)
         row = await row_of(pool, job_id)
         assert row["status"] == "pending"
         assert (row["attempts"], row["crashes"]) == (0, 0 if progressed else 1), n
     job = await claimed(pool)
     assert job is not None
-    await expire(pool, job_id)
-    await pool.execute("select fullpass.sweep()")
+    await pool.execute(
+        "select * from fullpass.beat('w1', $1, $2, 60, $3)",
+        [job.id], [job.lease_epoch],
+        '{"rss_bytes": 100000000, "peak_rss_bytes": 522190848, "memory_limit_bytes": 536870912}',
+    )  # fmt: skip
+    await die(pool, job_id)
     row = await row_of(pool, job_id)
     assert row["status"] == "failed"
-    assert "died twice" in row["error_message"]
-    events = await pool.fetch("select event from fullpass.job_events order by id")
-    assert [e["event"] for e in events].count("recovered") == 3
-    assert events[-1]["event"] == "quarantined"
+    for evidence in ("extract_facts:", "died twice", "w1", "498 MB of 512 MB", "out of memory"):
+        assert evidence in row["error_message"]
+    events = await events_of(pool, job_id)
+    assert events.count("recovered") == 3
+    assert events[-1] == "quarantined"
+
+
+async def test_after_a_death_that_jobs_shared_each_runs_alone_and_only_then_can_it_be_blamed(
+    pool: Pool,
+) -> None:
+    poison, innocent = await inserted(pool), await inserted(pool)
+    for _ in range(2):
+        assert await claimed(pool, "both") is not None
+    await die(pool, poison, innocent)
+    for job_id in (poison, innocent):
+        row = await row_of(pool, job_id)
+        assert (row["status"], row["attempts"], row["crashes"]) == ("pending", 0, 0)
+    # A worker that runs something waits to be empty; it takes nothing else meanwhile.
+    bystander = await inserted(pool, priority=9)
+    beside = await claimed(pool, "busy")
+    assert beside is not None
+    assert beside.id == bystander
+    assert await claimed(pool, "busy") is None
+    third = await inserted(pool)
+    assert await claimed(pool, "busy") is None
+    # Another busy one leaves the reserved job to it and takes what is left, or reserves the other.
+    await jobs.complete(pool, beside, result={}, cost={})
+    lone = await claimed(pool, "busy")
+    assert lone is not None
+    assert lone.id in (poison, innocent)
+    assert await claimed(pool, "busy") is None  # nothing beside it
+    second = await claimed(pool, "idle")
+    assert second is not None
+    assert {lone.id, second.id} == {poison, innocent}
+    assert await claimed(pool, "idle") is None
+    other = await claimed(pool, "third")
+    assert other is not None
+    assert other.id == third
+    # The innocent one completes; the other dies alone, twice.
+    by_id = {lone.id: lone, second.id: second}
+    await jobs.complete(pool, by_id[innocent], result={}, cost={})
+    await die(pool, poison)
+    assert (await row_of(pool, poison))["crashes"] == 1
+    assert await claimed(pool, "fresh") is not None
+    await die(pool, poison)
+    assert (await row_of(pool, poison))["status"] == "failed"
+    assert (await row_of(pool, innocent))["status"] == "complete"
+
+
+async def test_two_busy_workers_do_not_both_empty_themselves_for_one_job(pool: Pool) -> None:
+    suspect = await inserted(pool)
+    assert await claimed(pool, "dead") is not None
+    await die(pool, suspect)
+    await inserted(pool, priority=1)
+    await inserted(pool, priority=1)
+    assert await claimed(pool, "a") is not None
+    assert await claimed(pool, "b") is not None
+    assert await claimed(pool, "a") is None  # reserves it
+    extra = await inserted(pool)
+    job = await claimed(pool, "b")
+    assert job is not None
+    assert job.id == extra
+    # The one that reserved it is gone: the reservation ends with its lease.
+    await pool.execute("update fullpass.tickets set reserved_until = now() where alone")
+    await inserted(pool)
+    assert await claimed(pool, "b") is None
+    idle = await claimed(pool, "c")
+    assert idle is not None
+    assert idle.id == suspect
+
+
+async def test_a_live_workers_lost_lease_is_no_crash(pool: Pool) -> None:
+    job_id = await inserted(pool)
+    for _ in range(3):
+        job = await claimed(pool, "frozen")
+        assert job is not None
+        await die(pool, job_id)
+        assert (await row_of(pool, job_id))["crashes"] == 1
+        verdicts = await pool.fetch(
+            "select * from fullpass.beat('frozen', $1, $2, 60, '{}')", [job_id], [job.lease_epoch]
+        )
+        assert [v["verdict"] for v in verdicts] == ["lost"]
+        row = await row_of(pool, job_id)
+        assert (row["status"], row["attempts"], row["crashes"]) == ("pending", 0, 0)
+    assert "excused" in await events_of(pool, job_id)
+
+
+async def test_a_quarantine_on_the_word_of_a_worker_that_was_alive_is_lifted(pool: Pool) -> None:
+    job_id = await inserted(pool)
+    assert await claimed(pool, "dead") is not None
+    await die(pool, job_id)
+    job = await claimed(pool, "frozen")
+    assert job is not None
+    await die(pool, job_id)
+    assert (await row_of(pool, job_id))["status"] == "failed"
+    await pool.execute(
+        "select * from fullpass.beat('frozen', $1, $2, 60, '{}')", [job_id], [job.lease_epoch]
+    )
+    assert (await row_of(pool, job_id))["status"] == "pending"
+    assert await claimed(pool, "next") is not None
+
+
+@pytest.mark.parametrize("epoch", [None, 0, 1, 999])
+async def test_a_tampered_epoch_stops_the_holder_and_the_job_runs_again(
+    pool: Pool, epoch: int | None
+) -> None:
+    job_id = await inserted(pool)
+    for _ in range(3):  # so that the true epoch is above what it is set to
+        job = await claimed(pool)
+        assert job is not None
+        await jobs.release(pool, job, seconds=0, reason="r", max_wait_hours=1)
+    job = await claimed(pool)
+    assert job is not None
+    await pool.execute("update processing_jobs set lease_epoch = $1 where id = $2", epoch, job_id)
+    with pytest.raises(LeaseLost):
+        async with lease_on(pool, job).fenced():
+            pass
+    await die(pool, job_id)
+    again = await claimed(pool)
+    assert again is not None
+    assert again.id == job_id
+    assert again.lease_epoch > job.lease_epoch
+
+
+async def test_a_job_deleted_while_it_runs_is_lost_to_its_holder_and_nothing_else(
+    pool: Pool,
+) -> None:
+    await inserted(pool)
+    other = await inserted(pool)
+    job = await claimed(pool)
+    assert job is not None
+    await pool.execute("delete from processing_jobs where id = $1", job.id)
+    with pytest.raises(LeaseLost):
+        async with lease_on(pool, job).fenced():
+            pass
+    with pytest.raises(LeaseLost):
+        await jobs.complete(pool, job, result={}, cost={})
+    verdicts = await pool.fetch(
+        "select * from fullpass.beat('w1', $1, $2, 60, '{}')", [job.id], [job.lease_epoch]
+    )
+    assert [v["verdict"] for v in verdicts] == ["lost"]
+    left = await claimed(pool)
+    assert left is not None
+    assert left.id in {job.id, other} - {job.id}
 
 
 async def test_rows_never_leased_are_never_swept(pool: Pool) -> None:

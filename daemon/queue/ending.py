@@ -1,0 +1,153 @@
+"""How an attempt ends: what each error means for the job, and writing that truthfully.
+
+Owns the way from "the work returned or raised" to the row that says so, through whatever trouble
+the database has meanwhile. Every write is fenced by the epoch, so trying again is always safe and
+trying late changes nothing. Leaves to the worker what an error means for the worker itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from daemon.database import first_line
+from daemon.errors import Cancelled, Draining, GiveUp, LeaseLost, Systemic, Wait
+from daemon.logs import get_logger, masked
+from daemon.queue import jobs
+from daemon.queue.backoff import Backoff
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from uuid import UUID
+
+    from daemon.database import Pool
+    from daemon.queue.jobs import Job
+    from daemon.queue.lease import Lease
+
+_log = get_logger()
+_LONGEST_ERROR = 500
+
+
+class Work(Protocol):
+    """What is known here of an attempt at a job."""
+
+    @property
+    def job(self) -> Job: ...  # noqa: D102
+    @property
+    def lease(self) -> Lease: ...  # noqa: D102
+    @property
+    def step(self) -> str: ...  # noqa: D102
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the jobs of one worker's run."""
+
+    completed: list[UUID] = field(default_factory=list)
+    failed: dict[UUID, str] = field(default_factory=dict)
+    left: dict[UUID, str] = field(default_factory=dict)
+    """Jobs given back to the queue, and why."""
+
+
+class Endings:
+    """Ends the attempts of one worker and keeps its tally."""
+
+    def __init__(self, pool: Pool, *, worker_id: str, max_wait_hours: float, tally: Tally) -> None:
+        self._pool = pool
+        self._worker_id = worker_id
+        self._max_wait_hours = max_wait_hours
+        self._tally = tally
+
+    async def completed(self, work: Work, result: dict[str, Any], cost: dict[str, Any]) -> None:
+        """End the job as complete."""
+        await self._write(work, lambda: self._complete(work, result, cost))
+
+    async def raised(self, work: Work, error: Exception) -> None:
+        """End an attempt by what it raised."""
+        await self._write(work, lambda: self._conclude(work, error))
+
+    async def interrupted(self, work: Work) -> None:
+        """End an attempt whose task was cancelled: the grace is over, or it was given back."""
+        if work.lease.over:
+            self._tally.left.setdefault(work.job.id, "it was given back")
+            _log.warning("job.interrupted", step=work.step)
+            return
+        over = Draining("the shutdown grace is over")
+        await self._write(work, lambda: self._give_back(work, over))
+
+    async def _write(self, work: Work, ending: Callable[[], Awaitable[None]]) -> None:
+        """Write an ending, for as long as the database keeps us from it."""
+        backoff = Backoff(longest_seconds=5.0)
+        while True:
+            try:
+                await ending()
+            except Systemic as error:
+                _log.warning("job.ending_waits", error=str(error), failures=backoff.failures)
+                await asyncio.sleep(backoff.next_seconds())
+            except LeaseLost:
+                ending = self._excuser(work)
+            else:
+                return
+
+    def _excuser(self, work: Work) -> Callable[[], Awaitable[None]]:
+        async def excuse() -> None:
+            # We are alive to say so: the sweep that took the job saw no crash (promise 9).
+            await jobs.excuse(self._pool, work.job, worker_id=self._worker_id)
+            _log.warning("job.lost", step=work.step)
+            self._tally.left.setdefault(work.job.id, "another worker has it")
+
+        return excuse
+
+    async def _complete(self, work: Work, result: dict[str, Any], cost: dict[str, Any]) -> None:
+        await jobs.complete(self._pool, work.job, result=result, cost=cost)
+        self._tally.left.pop(work.job.id, None)
+        self._tally.completed.append(work.job.id)
+        _log.info("job.completed", cost_usd=cost.get("cost_usd"), calls=cost.get("calls"))
+
+    async def _conclude(self, work: Work, error: Exception) -> None:
+        match error:
+            case Cancelled():
+                await jobs.yield_cancelled(self._pool, work.job)
+                _log.info("job.cancelled", step=work.step)
+            case LeaseLost():
+                # Perhaps only out of touch for too long; if the lease is ours still, nobody has to
+                # wait for it to run out.
+                await self._give_back(work, Wait(str(error), seconds=0.0))
+            case Wait():
+                await self._give_back(work, error)
+            case _:
+                await self._fail(work, error)
+
+    async def _give_back(self, work: Work, error: Wait) -> None:
+        outcome = await jobs.release(
+            self._pool,
+            work.job,
+            seconds=error.seconds,
+            reason=masked(str(error))[:_LONGEST_ERROR],
+            max_wait_hours=self._max_wait_hours,
+        )
+        if outcome == "failed":
+            self._tally.failed[work.job.id] = str(error)
+        else:
+            self._tally.left[work.job.id] = masked(str(error))
+        _log.info(f"job.{outcome}", step=work.step, reason=str(error))
+
+    async def _fail(self, work: Work, error: Exception) -> None:
+        said = masked(f"{work.step}: {_told(error)}")[:_LONGEST_ERROR]
+        _log.error("job.error", exc_info=error, step=work.step)
+        outcome = await jobs.fail(
+            self._pool, work.job, error=said, retry=not isinstance(error, GiveUp)
+        )
+        if outcome == "retry":
+            self._tally.left[work.job.id] = said
+        else:
+            self._tally.left.pop(work.job.id, None)
+            self._tally.failed[work.job.id] = said
+
+
+def _told(error: Exception) -> str:
+    """Return an error in one line for people: its message, with its type when it is a defect."""
+    if isinstance(error, GiveUp) or type(error).__module__.startswith("daemon."):
+        return first_line(error)
+    return f"unexpected {type(error).__name__}: {first_line(error)}"

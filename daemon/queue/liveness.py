@@ -1,0 +1,104 @@
+"""Whether the worker's event loop is alive, asked from another thread, and what it is doing.
+
+Owns the echo that measures the loop's lag and the dump of stacks when something hangs. Leaves what
+to do about it to the heartbeat (promise 6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import traceback
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from daemon.queue.lease import clock
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+_FRAMES = 12
+_TASKS = 40
+
+
+class LoopEcho:
+    """Asks an event loop for an echo from another thread and times the answer.
+
+    Unlike a timer inside the loop it shows a blocked loop while it is blocked: the lag grows for
+    as long as no echo comes.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._asked_at: float | None = None
+        self._worst_seconds = 0.0
+
+    def ask(self) -> None:
+        """Send for an echo unless one is still due."""
+        if self._asked_at is None:
+            self._asked_at = clock()
+            with suppress(RuntimeError):  # the loop is closed: the worker is ending
+                self.loop.call_soon_threadsafe(self._answer)
+
+    def _answer(self) -> None:
+        if self._asked_at is not None:
+            self._worst_seconds = max(self._worst_seconds, clock() - self._asked_at)
+            self._asked_at = None
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long the loop has owed an echo; 0 when it owes none."""
+        asked_at = self._asked_at
+        return 0.0 if asked_at is None else clock() - asked_at
+
+    def take_lag_ms(self) -> float:
+        """Return the worst lag since this was last asked, in milliseconds."""
+        worst, self._worst_seconds = max(self._worst_seconds, self.silent_seconds), 0.0
+        return round(worst * 1000, 1)
+
+
+def stacks(loop: asyncio.AbstractEventLoop) -> list[str]:
+    """Return where every thread and every task of the loop stands, innermost frame last.
+
+    Names of files and functions only: no source line and no value can hold a secret or a word of
+    anybody's conversation (promise 11).
+    """
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    lines = [
+        f"thread {names.get(ident, ident)}: {_path(traceback.walk_stack(frame), reverse=True)}"
+        for ident, frame in sys._current_frames().items()  # noqa: SLF001 - the documented way
+    ]
+    tasks: set[asyncio.Task[object]] = set()
+    for _ in range(10):
+        # The loop may add a task while its tasks are being copied; then copy again.
+        with suppress(RuntimeError):
+            tasks = asyncio.all_tasks(loop)
+            break
+    lines.extend(
+        f"task {task.get_name()}: {_path(_awaited(task))}"
+        for task in sorted(tasks, key=asyncio.Task.get_name)[:_TASKS]
+    )
+    return lines
+
+
+def _awaited(task: asyncio.Task[object]) -> list[tuple[FrameType, int]]:
+    """Follow a suspended task inwards: its own stack shows the outermost coroutine only."""
+    frames: list[tuple[FrameType, int]] = []
+    inner: Any = task.get_coro()
+    while inner is not None and len(frames) < _FRAMES:
+        frame = getattr(inner, "cr_frame", None) or getattr(inner, "gi_frame", None)
+        if frame is not None:
+            frames.append((frame, frame.f_lineno or 0))
+        inner = getattr(inner, "cr_await", None) or getattr(inner, "gi_yieldfrom", None)
+    return frames
+
+
+def _path(frames: object, *, reverse: bool = False) -> str:
+    found: list[tuple[FrameType, int]] = list(frames)  # type: ignore[call-overload]
+    if reverse:
+        found = found[:_FRAMES][::-1]
+    return " > ".join(
+        f"{frame.f_code.co_filename.rpartition('/')[2]}:{line} {frame.f_code.co_name}"
+        for frame, line in found
+    )

@@ -1,0 +1,64 @@
+"""SIGTERM and SIGINT: the first asks for a drain, the second exits at once.
+
+Owns the handlers and the event that tells the worker. Leaves to the worker what draining means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+from daemon.logs import get_logger
+from daemon.queue.lease import clock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+_log = get_logger()
+
+
+class Shutdown:
+    """Listens for signals from `listen()` to `close()`; `asked` is set when the worker must drain.
+
+    Plain handlers rather than the loop's: they run, and the second one exits, even while the loop
+    is blocked. `at_once`, if set, is called in the handler itself, with the clock's reading.
+    """
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.at_once: Callable[[float], None] | None = None
+        self._told = False
+        self._before: dict[signal.Signals, Any] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def listen(self) -> None:
+        """Take over both signals; in a thread that may not, whoever runs us there ends us."""
+        self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._before[number] = signal.signal(number, self._received)
+            except ValueError:
+                return
+
+    def close(self) -> None:
+        """Put back what was there before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _received(self, number: int, _frame: FrameType | None) -> None:
+        if self._told or self._loop is None:
+            # Safe: what is written is written under the fence, what was paid is in the ledger.
+            os._exit(1)
+        self._told = True
+        if self.at_once is not None:
+            self.at_once(clock())
+        # Nothing else here: a handler that interrupts a log line must not log.
+        self._loop.call_soon_threadsafe(self._ask, signal.Signals(number).name)
+
+    def _ask(self, name: str) -> None:
+        _log.info("worker.draining", signal=name)
+        self.asked.set()
