@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# ruff: noqa: E501 - tables of sentences and of metrics read better on one line
 import random
 import resource
 import time
@@ -72,7 +73,7 @@ class _Silent:
 
     offline = False
 
-    async def ask(self, _scope: Any, request: Any, _read: Any) -> Any:
+    async def ask(self, _scope: Any, _request: Any, _read: Any) -> Any:
         return SimpleNamespace(value=SimpleNamespace(items=()))
 
 
