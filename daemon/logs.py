@@ -54,7 +54,10 @@ _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\beyJ[\w-]{10,}(\.[\w-]*){0,2}"), _MASK),
     (re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{16}\b"), _MASK),
     (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}"), rf"\1{_MASK}"),
-    (re.compile(r"(?i)(password|api[_-]?key)(\"?'?\s?[=:]\s?\"?'?)[^\s'\",&]+"), rf"\1\2{_MASK}"),
+    (
+        re.compile(r"(?i)(password|api[_-]?key)(\"?'?\s?[=:]\s?\"?'?)(?!not set\b)[^\s'\",&]+"),
+        rf"\1\2{_MASK}",
+    ),
 )
 
 _OWN_ROOT = Path(__file__).resolve().parent

@@ -286,7 +286,7 @@ class _Run:
     async def _pause(self, reason: str) -> None:
         if time.monotonic() >= self.deadline:
             raise TryAgain(f"{reason}: nothing of it was applied; run fullpass migrate again")
-        await asyncio.sleep(random.uniform(0.05, 0.25))  # noqa: S311 - jitter before the deadline
+        await asyncio.sleep(random.uniform(0.05, 0.25))
 
 
 @contextlib.asynccontextmanager

@@ -324,8 +324,10 @@ class Worker:
 
     async def _claim(self, pool: Pool) -> Job | None:
         settings = self._settings
-        if self._only is not None and (self._running or self._only in self.tally.completed):
-            return None
+        tally = self.tally
+        ended = {*tally.completed, *tally.failed, *tally.left}
+        if self._only is not None and (self._running or self._only in ended):
+            return None  # its one job had its turn
         return await jobs.claim(
             pool,
             worker_id=self.worker_id,

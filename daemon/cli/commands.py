@@ -85,7 +85,10 @@ Stopped or killed, it goes on where it was when the same command is run again.
     show_default=True,
     help="Folder for MEMORY.md, sections.json, facts.jsonl and report.json.",
 )
-@_user("Whose export it is. Needed with DATABASE_URL.")
+@_user(
+    "Whose export it is. Needed with DATABASE_URL; else each file is a person of its own, and a "
+    "newer export is added to an earlier one by the user_id in that one's report.json."
+)
 @_json("the report")
 @_verbose
 def run(export: Path, out: Path, user: UUID | None, *, as_json: bool, verbose: bool) -> int:

@@ -28,7 +28,12 @@ from daemon import migrations
 from daemon.cli.progress import Shown, progress_shown
 from daemon.cli.results import Results, prepare_folder, results_of, write_results
 from daemon.cli.summary import summary
-from daemon.cli.target import connection_to, local_data, require_schema, settings_and_logs
+from daemon.cli.target import (
+    connection_to,
+    local_data,
+    require_schema,
+    settings_and_logs,
+)
 from daemon.embedded import EmbeddedPostgres
 from daemon.errors import FullpassError, GiveUp, TryAgain, UsageError
 from daemon.settings import load_settings
@@ -36,9 +41,6 @@ from daemon.worker import Worker
 
 if TYPE_CHECKING:
     from daemon.settings import Settings
-
-LOCAL_PERSON = uuid5(NAMESPACE_URL, "https://fullpass.invalid/the-person-at-this-machine")
-"""The user of the embedded database: one machine, one person."""
 
 _LOOK_AGAIN_SECONDS = 0.5
 
@@ -80,7 +82,7 @@ def run_export(export: Path, *, out: Path, user: UUID | None, as_json: bool, ver
             "user of that database, or unset DATABASE_URL to run on an embedded one"
         )
     prepare_folder(out)
-    order = _Order(export, out, settings, user or LOCAL_PERSON, embedded)
+    order = _Order(export, out, settings, user or local_person(export), embedded)
     results = _carried_out(order)
     if as_json:
         click.echo(json.dumps(results.report, ensure_ascii=False))
@@ -94,10 +96,20 @@ def run_demo(*, out: Path, verbose: bool) -> int:
     settings = _settings(verbose=verbose)
     prepare_folder(out)
     home = EmbeddedPostgres(settings.fullpass_home / "demo" / "postgres")
-    results = _carried_out(_Order(bundled_example(), out, settings, LOCAL_PERSON, home))
+    example = bundled_example()
+    results = _carried_out(_Order(example, out, settings, local_person(example), home))
     _print_memory(results.memory)
     click.echo(summary(results.report, folder=out), err=True)
     return 0
+
+
+def local_person(export: Path) -> UUID:
+    """Return the user of an export on the embedded database: whoever this file's person is.
+
+    Nothing in two files says that they are one person's, and facts of two people must never meet in
+    one MEMORY; `--user` is how to say it.
+    """
+    return uuid5(NAMESPACE_URL, export.as_uri())
 
 
 def readable(export: Path) -> Path:
@@ -207,7 +219,7 @@ async def _enqueued(url: str, order: _Order) -> UUID:
             job_id: UUID = await connection.fetchval(
                 "select fullpass.enqueue($1, $2, 0::smallint, 'infinity')",
                 order.user,
-                f"file://{order.export}",
+                order.export.as_uri(),
             )
     except asyncpg.ForeignKeyViolationError as error:
         raise UsageError(f"--user: {order.user} is nobody in auth.users: check the id") from error
@@ -242,6 +254,10 @@ def _stop_signal(shown: Shown) -> asyncio.Event:
         if not stop.is_set():
             stop.set()
             shown.note = "Stopping when running calls have landed"
+        elif sys.stderr.isatty():
+            # The process ends here and now: give the terminal its cursor back first.
+            sys.stderr.write("\x1b[?25h\nstopped at once; the same command goes on from here\n")
+            sys.stderr.flush()
         os.kill(os.getpid(), signal.SIGTERM)
 
     loop.add_signal_handler(signal.SIGINT, asked)

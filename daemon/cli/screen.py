@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
-from rich.text import Text
 
 from daemon.ops.status import CATEGORIES
 
@@ -19,6 +18,7 @@ Account = dict[str, Any]
 _BAR_CELLS = 20
 _LABEL_CELLS = 10
 _EVENT_CELLS = 16
+_SILENT_SECONDS = 60.0
 _STYLES = {
     "pending": "yellow", "processing": "cyan", "complete": "green", "failed": "red",
     "cancelled": "magenta",
@@ -96,23 +96,17 @@ def facts_screen(console: Console, account: Account) -> None:
 
 def _fact(console: Console, fact: Account, by_id: dict[str, Account]) -> None:
     seen = f"{_day(fact['observed_at'])}, {fact['source']}, {fact['confidence']} confidence"
+    superseded = fact["superseded_by"] is not None
+    _aligned(console, "x " if superseded else "- ", f"{fact['statement']} ({seen})")
     newer = by_id.get(fact["superseded_by"] or "")
-    mark = "-" if newer is None and fact["superseded_by"] is None else "x"
-    console.print(Text(f"{mark} {fact['statement']} ", style="dim" if mark == "x" else "").append(
-        f"({seen})", style="dim"
-    ))  # fmt: skip
     if newer is not None:
-        console.print(Text(f"    superseded by: {newer['statement']}", style="dim"))
+        _aligned(console, "    superseded by: ", newer["statement"], style="dim")
     for evidence in fact["evidence"] or []:
         quote = " ".join(str(evidence.get("quote", "")).split())
-        console.print(Text(f"    “{quote}”"))
-        console.print(
-            Text(
-                f"     conversation {evidence.get('conversation_id')}, "
-                f"message {evidence.get('message_id')}",
-                style="dim",
-            )
-        )
+        _aligned(console, "    ", f"“{quote}”")
+        for name in ("conversation", "message"):
+            place = evidence.get(f"{name}_id")
+            console.print(f"      {name} {place}", style="dim", markup=False, soft_wrap=True)
 
 
 def _facts_of_job(job: Account) -> list[tuple[str, str]]:
@@ -171,11 +165,11 @@ def _timeline(console: Console, events: list[Account]) -> None:
         _aligned(console, what, " ".join(filter(None, (step, told))))
 
 
-def _aligned(console: Console, left: str, text: str) -> None:
+def _aligned(console: Console, left: str, text: str, *, style: str = "") -> None:
     """Print text beside what stands left of it, its further lines below its first."""
     room = max(20, console.width - len(left))
     for line in textwrap.wrap(text, room, break_on_hyphens=False) or [""]:
-        console.print(f"{left}{line}".rstrip(), markup=False, soft_wrap=True)
+        console.print(f"{left}{line}".rstrip(), style=style, markup=False, soft_wrap=True)
         left = " " * len(left)
 
 
@@ -194,15 +188,16 @@ def _running(console: Console, job: Account) -> None:
 
 
 def _worker(console: Console, worker: Account) -> None:
+    silent = worker["beat_seconds"] > _SILENT_SECONDS
     memory = "memory not known"
     if worker["rss_bytes"] is not None:
         memory = f"{worker['rss_bytes'] >> 20} MB"
         if worker["memory_limit_bytes"]:
             memory += f" of {worker['memory_limit_bytes'] >> 20}"
-    told = (
-        f"{worker['jobs']} jobs · {memory} · calls {worker['llm_in_flight'] or 0} of "
-        f"{worker['llm_limit'] or 0} · beat {_span(worker['beat_seconds'])} ago"
-    )
+    beat = _span(worker["beat_seconds"])
+    calls = f"calls {worker['llm_in_flight'] or 0} of {worker['llm_limit'] or 0}"
+    life = f"silent for {beat}" if silent else f"beat {beat} ago"
+    told = f"{worker['jobs']} jobs · {memory} · {calls} · {life}"
     console.print(f"  {worker['worker_id']}  ({worker['version']})", markup=False)
     console.print(f"    {told}", markup=False)
     if worker["waiting_for"]:

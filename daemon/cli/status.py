@@ -29,9 +29,10 @@ def show_status(
     """Show what was asked for, once or until Ctrl-C."""
     if watch and as_json:
         raise UsageError("--watch and --json exclude each other")
-    if facts and job is None and user is None:
+    settings = settings_and_logs(quiet=True)
+    if facts and job is None and user is None and settings.database_url is not None:
         raise UsageError("--facts: whose? Name a JOB or give --user")
-    with known_database(settings_and_logs(quiet=True)) as url:
+    with known_database(settings) as url:
         try:
             asyncio.run(_show(url, job=job, user=user, facts=facts, watch=watch, as_json=as_json))
         except KeyboardInterrupt:
@@ -63,12 +64,12 @@ async def _account(
     connection: Connection, *, job: UUID | None, user: UUID | None, facts: bool
 ) -> dict[str, Any]:
     """Ask for what is to be shown: the queue, a job, or a person's facts."""
-    if job is None and user is None:
+    if job is None and user is None and not facts:
         return await overview(connection)
-    if job is None and facts:
-        return {"user_id": str(user), "facts": await facts_of(connection, user)}  # type: ignore[arg-type]
+    if job is None and user is not None and facts:
+        return {"user_id": str(user), "facts": await facts_of(connection, user)}
     if job is None:
-        job = await newest_job(connection, user)  # type: ignore[arg-type]
+        job = await newest_job(connection, user)
         if job is None:
             raise GiveUp(f"{user} has no job: enqueue one with `fullpass enqueue --user {user} …`")
     account = await job_account(connection, job)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 _WIDTH = 80
 _INDENT = 12
+_TIED = "\u00a0"
+"""A space at which no line is broken."""
 
 
 def summary(report: dict[str, Any], *, folder: Path) -> str:
@@ -44,12 +46,12 @@ def _headline(report: dict[str, Any]) -> str:
 def _facts(report: dict[str, Any]) -> list[str]:
     facts = report["facts"]
     by_category = [
-        f"{name} {n['current']}" + (f" (+{n['superseded']} superseded)" if n["superseded"] else "")
+        f"{name}{_TIED}{n['current']}" + (f"{_TIED}(+{n['superseded']})" if n["superseded"] else "")
         for name in CATEGORIES
         for n in [facts["by_category"][name]]
         if n["current"] or n["superseded"]
     ]
-    head = f"{facts['current']:,} current, {facts['superseded']:,} superseded by later ones"
+    head = f"{facts['current']:,} current (+{facts['superseded']:,} superseded by later ones)"
     lines = [head, " · ".join(by_category)] if by_category else ["none"]
     if facts["unverified"]:
         lines.append(f"{facts['unverified']:,} more were reported but not believed (report.json)")
@@ -114,10 +116,7 @@ def _notes(report: dict[str, Any]) -> list[str]:
         count = _count(earlier["conversations_of_this_source"], "conversation")
         kept.append(f"{count} that an earlier export held and this one does not")
     if kept:
-        notes.append(
-            f"MEMORY also rests on earlier exports of the same person: {'; '.join(kept)}. Is this "
-            "one another person's? Run it with a --user UUID of their own."
-        )
+        notes.append(f"MEMORY also rests on earlier exports of the same person: {'; '.join(kept)}.")
     memory, sections = report["memory"] or {}, report["sections"] or {}
     if memory.get("writer") == "rendering":
         notes.append(
@@ -152,6 +151,7 @@ def _entry(label: str, texts: list[str]) -> list[str]:
             break_long_words=False,
             break_on_hyphens=False,
         )
+    lines = [line.replace(_TIED, " ") for line in lines]
     labels = [label] + [""] * len(lines)
     return [
         f"  {name:<{_INDENT - 2}}{line}".rstrip() for name, line in zip(labels, lines, strict=False)

@@ -13,6 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from daemon.export.chatgpt_text import (
+    any_text,
+    joined,
+    memories,
+    parts_text,
+    strip_citations,
+    unwrapped,
+)
 from daemon.export.conversation import Conversation, Message
 from daemon.export.values import (
     DecodeError,
@@ -104,12 +112,6 @@ _CONTEXT = frozenset({"user_editable_context", "model_editable_context"})
 # Only a scope that says in so many words that memory is off counts as "do not remember".
 _MEMORY_OFF = re.compile(r"(?:^|_)(?:off|none|disabled|no_memory|do_not_remember|forget)(?:_|$)")
 
-_CITATION = re.compile(r"【[^【】\n]{0,200}†[^【】\n]{0,400}】")
-_PRIVATE_SPAN = re.compile("\ue200[^\ue200\ue201]*\ue201")
-_PRIVATE_USE = re.compile("[\ue000-\uf8ff]+")
-
-_FENCED = re.compile(r"```(.*?)```", re.DOTALL)
-_NUMBERED = re.compile(r"^\s*\d+\.\s+(?:\[(\d{4}-\d\d-\d\d)\]\.?\s*)?")
 _BIO_RECEIPT = "model set context updated."
 
 
@@ -285,7 +287,7 @@ class ChatGPTReader:
             return
         message_id = identifier(raw.id) or key
         if recipient == "bio" or name == "bio":
-            text = _any_text(content)
+            text = any_text(content)
             if text and fold(text) != _BIO_RECEIPT:
                 yield Message(id=message_id, role="memory", text=text, at=at)
             return
@@ -304,12 +306,12 @@ class ChatGPTReader:
             return
         speaker: Role = _AUTHORS.get(role) or "quote"
         if kind in _PLAIN:
-            text = _parts_text(content)
+            text = parts_text(content)
         elif kind in _THIRD_PARTY:
             speaker = "quote"
-            text = _joined(content, ("title", "url", "text"))
+            text = joined(content, ("title", "url", "text"))
         else:
-            text = _any_text(content)
+            text = any_text(content)
         text = strip_citations(text).strip()
         if text:
             yield Message(id=message_id, role=speaker, text=text, at=at)
@@ -319,16 +321,16 @@ class ChatGPTReader:
     ) -> Iterator[Message]:
         """Yield custom instructions as one text, saved memories one by one; none has an id."""
         if kind == "model_editable_context":
-            for text, at in _memories(clean(content.get("model_set_context"))):
+            for text, at in memories(clean(content.get("model_set_context"))):
                 yield Message(id="", role="memory", text=text, at=at)
             return
         typed = mapping_of(metadata.user_context_message_data)
         texts = [clean(value).strip() for value in typed.values()]
         if not any(texts):
             written = (clean(content.get(key)) for key in ("user_profile", "user_instructions"))
-            texts = [_unwrapped(text) for text in written]
+            texts = [unwrapped(text) for text in written]
         if not any(texts):
-            texts = [_parts_text(content).strip()]
+            texts = [parts_text(content).strip()]
         text = "\n\n".join(text for text in texts if text)
         if text:
             yield Message(id="", role="instructions", text=text)
@@ -354,79 +356,3 @@ class ChatGPTReader:
 def _moment(node: _Node) -> float:
     at = time_of(node.message.create_time) if node.message is not None else None
     return at.timestamp() if at is not None else 0.0
-
-
-def _parts_text(content: dict[str, Any]) -> str:
-    """Join the parts of a message: what was typed or said, and a marker for the rest."""
-    parts = content.get("parts")
-    if isinstance(parts, str):
-        return clean(parts)
-    if not isinstance(parts, list):
-        return clean(content.get("text"))
-    texts: list[str] = []
-    spoken = any(isinstance(part, dict) and clean(part.get("text")).strip() for part in parts)
-    for part in parts:
-        if isinstance(part, str):
-            texts.append(clean(part))
-        elif isinstance(part, dict):
-            kind = clean(part.get("content_type"))
-            if text := clean(part.get("text")).strip():
-                texts.append(text)
-            elif "image" in kind:
-                texts.append("[image]")
-            elif "audio" in kind or "video" in kind:
-                if not spoken:
-                    texts.append("[audio]")
-            else:
-                texts.append("[attachment]")
-    return "\n".join(text for text in texts if text.strip())
-
-
-def _any_text(content: dict[str, Any]) -> str:
-    """Find whatever text a content of unknown type holds in the usual places."""
-    text = _parts_text(content)
-    return text.strip() or _joined(content, ("title", "text", "content", "result", "summary"))
-
-
-def _joined(content: dict[str, Any], keys: tuple[str, ...]) -> str:
-    return "\n".join(text for key in keys if (text := clean(content.get(key)).strip()))
-
-
-def _unwrapped(text: str) -> str:
-    """Take custom instructions out of the sentence and the fence the app writes around them."""
-    fenced = _FENCED.search(text)
-    return (fenced.group(1) if fenced is not None else text).strip()
-
-
-def _memories(text: str) -> Iterator[tuple[str, datetime | None]]:
-    """Yield the entries of `model_set_context`: numbered and dated, or a line each.
-
-    `1. [2024-12-10]. Prefers tea.` An entry may go on over several lines.
-    """
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("# ")]
-    numbered = any(_NUMBERED.match(line) for line in lines)
-    entry: list[str] = []
-    at: datetime | None = None
-    for line in lines:
-        start = _NUMBERED.match(line) if numbered else None
-        if (start is not None or not numbered) and entry:
-            yield "\n".join(entry), at
-            entry, at = [], None
-        if start is not None:
-            at = time_of(start.group(1))
-            line = line[start.end() :]  # noqa: PLW2901 - the entry begins after its number
-        if stripped := line.strip():
-            entry.append(stripped)
-    if entry:
-        yield "\n".join(entry), at
-
-
-def strip_citations(text: str) -> str:
-    """Remove the marks that only the app's own page can resolve."""
-    if "†" in text:
-        text = _CITATION.sub("", text)
-    if not text.isascii():
-        if "\ue200" in text:
-            text = _PRIVATE_SPAN.sub("", text)
-        text = _PRIVATE_USE.sub("", text)
-    return text

@@ -42,7 +42,7 @@ MAX_BYTES = 20 * 2**30
 
 _CONNECT_SECONDS = 10.0
 _ATTEMPTS_WITHOUT_PROGRESS = 3
-_FIRST_PAUSE_SECONDS = 0.2
+_FIRST_PAUSE_SECONDS = 0.1
 _DISK_MARGIN_BYTES = 64 * 2**20
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.!'()&$@=;:+,?*\-]{0,99}")
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})

@@ -1,14 +1,17 @@
 """Conversations into chunks: turn-aligned, complete, with a map of which message stands where.
 
 A turn that fits a chunk is never cut. A longer one is split at paragraph or sentence ends, each
-piece overlapping the one before, nothing dropped. Packing is greedy from the start, so text that is
-appended to a conversation changes its last chunk only.
+piece overlapping the one before, nothing dropped: the pieces of a message, less their overlaps, are
+its text. No chunk measures more than its tier's size. Packing is greedy from the start, so text
+that is appended to a conversation changes its last chunk only. Characters that are drawn as one
+(an accent and its letter, a flag, a family of emoji, CR LF) stay together. Linear time.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from hashlib import sha256
@@ -35,9 +38,28 @@ _LABELS = {
     "quote": "Quoted",
 }
 _JOINT = "\n\n"
-# Where a long turn may be cut, best first: paragraph, line, sentence (Latin and CJK), space.
+_GUESSES = 12
+_LONGEST_CHARACTER = 64
+"""More code points than this drawn as one are no character of any language."""
+_JOINER = "\u200d"
+_VIRAMA = 9
+"""The combining class of the sign that joins two consonants of an Indic script."""
+_FLAG_LETTERS = frozenset(map(chr, range(0x1F1E6, 0x1F200)))
+# Joiners, variation selectors, skin tones, the tags that end a flag.
+_FOLLOWERS = frozenset(
+    map(chr, (0x200C, 0x200D, *range(0xFE00, 0xFE10), *range(0x1F3FB, 0x1F400),
+              *range(0xE0020, 0xE0080)))
+)  # fmt: skip
+# Where a long turn may be cut, best first: paragraph, line, sentence (of scripts with spaces after
+# it, then of those without), space or comma.
 _BREAKS = tuple(
-    re.compile(p) for p in (r"\n\s*\n", r"\n", r"[.!?…]['\")\]]*\s+|[。！？]+", r"\s+|[、，；]")
+    re.compile(pattern)
+    for pattern in (
+        r"\n\s*\n",
+        r"\n",
+        r"[.!?…।؟۔]['\"”’»)\]]*\s+|[。！？．｡]+[」』”）]*",  # noqa: RUF001 - as people write them
+        r"\s+|[、，；]",  # noqa: RUF001
+    )
 )
 
 
@@ -135,6 +157,12 @@ def conversation_hash(conversation: Conversation, tiers: Sequence[Tier]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
+    """A message or a part of it; `size` is what it adds to a chunk, its joint included.
+
+    A measure promises that the whole of a chunk is no more than the sum of such sizes: lengths add
+    up, and an estimate that begins at a line break has nothing to lose at the seam.
+    """
+
     message: Message
     label: str
     text: str
@@ -142,61 +170,98 @@ class _Piece:
 
 
 def _pieces(message: Message, tier: Tier) -> Iterator[_Piece]:
-    label = f"{_LABELS[message.role]}: "
-    whole = tier.measure(label + message.text)
-    if whole <= tier.size:
-        yield _Piece(message, label, message.text, whole)
+    label = _label(_LABELS[message.role], tier)
+    joined = tier.measure(_JOINT + label + message.text)
+    if joined <= tier.size or tier.measure(label + message.text) <= tier.size:
+        yield _Piece(message, label, message.text, joined)
         return
-    continued = f"{_LABELS[message.role]} (continued): "
-    room = max(tier.size - tier.measure(continued), tier.size // 2)
-    for number, (start, stop) in enumerate(_split(message.text, room, tier)):
-        mark = label if number == 0 else continued
+    continued = _label(f"{_LABELS[message.role]} (continued)", tier)
+    mark = label
+    for start, stop in _split(message.text, label, continued, tier):
         text = message.text[start:stop]
-        yield _Piece(message, mark, text, tier.measure(mark + text))
+        yield _Piece(message, mark, text, tier.measure(_JOINT + mark + text))
+        mark = continued
+
+
+def _label(speaker: str, tier: Tier) -> str:
+    label = f"{speaker}: "
+    # In a chunk so small that the label would be half of it, the text matters more.
+    return label if 2 * tier.measure(_JOINT + label) <= tier.size else ""
 
 
 def _packed(messages: Sequence[Message], tier: Tier) -> Iterator[list[_Piece]]:
     pack: list[_Piece] = []
     size = 0
     for message in messages:
+        if not message.text:
+            continue
         for piece in _pieces(message, tier):
-            # +2 units for the joint, and two pieces of one turn never share a chunk: they overlap.
-            too_big = size + piece.size + 2 > tier.size
-            if pack and (too_big or pack[-1].message is message):
+            # Two pieces of one turn never share a chunk: they overlap.
+            if pack and (size + piece.size > tier.size or pack[-1].message is message):
                 yield pack
                 pack, size = [], 0
             pack.append(piece)
-            size += piece.size + 2
+            size += piece.size
     if pack:
         yield pack
 
 
-def _split(text: str, room: int, tier: Tier) -> Iterator[tuple[int, int]]:
-    """Yield [start, stop) spans that cover the text, each measuring at most `room`."""
-    start = 0
-    while start < len(text):
-        stop = _fitting_stop(text, start, room, tier)
+def _split(text: str, label: str, continued: str, tier: Tier) -> Iterator[tuple[int, int]]:
+    """Yield [start, stop) spans that cover the text, each fitting a chunk with its label."""
+    start = covered = 0
+    guess = tier.size
+    mark = label
+    while True:
+        stop = _fitting_stop(text, start, guess, mark, tier)
         if stop < len(text):
-            stop = _break_before(text, start + max(1, (stop - start) // 2), stop)
+            stop = _best_stop(text, start, stop, mark, tier)
+        if stop <= covered:
+            # The overlap alone fills a chunk, its text being dense: go on without it.
+            start = covered
+            continue
         yield start, stop
-        if stop >= len(text):
+        if stop == len(text):
             return
+        guess = stop - start
+        covered = stop
         start = _overlapping_start(text, start, stop, tier)
+        mark = continued
 
 
-def _fitting_stop(text: str, start: int, room: int, tier: Tier) -> int:
-    """Return the furthest stop (within 2%) for which text[start:stop] measures at most `room`."""
-    # No script yields more than about eight characters a token.
-    low, high = start + 1, min(len(text), start + 8 * room)
-    if tier.measure(text[start:high]) <= room:
-        return high
-    while high - low > max(1, (high - start) // 50):
-        middle = (low + high) // 2
-        if tier.measure(text[start:middle]) <= room:
-            low = middle
+def _fitting_stop(text: str, start: int, guess: int, mark: str, tier: Tier) -> int:
+    """Return the furthest stop, to a few percent, up to which the text fits a chunk.
+
+    A guess is corrected by what it measures: since neighbouring text is much alike, two or three
+    measurements do, whatever the script.
+    """
+    room = tier.size - tier.measure(_JOINT + mark)
+    low, high = 1, len(text) - start  # low fits, or nothing does; beyond high there is no text
+    length = min(max(guess, 1), high)
+    for _ in range(_GUESSES):
+        measured = tier.measure(_JOINT + mark + text[start : start + length])
+        if measured <= tier.size:
+            low = max(low, length)
         else:
-            high = middle
-    return low
+            high = min(high, length - 1)
+        if (
+            low >= high
+            or low * 100 >= high * 97
+            or (low == length and measured * 50 >= tier.size * 49)
+        ):
+            break
+        used = max(1, measured - (tier.size - room))
+        length = min(high, max(low + 1, length * room // used))
+    return start + low
+
+
+def _best_stop(text: str, start: int, stop: int, mark: str, tier: Tier) -> int:
+    """Return the best place to cut in the latter half of [start, stop)."""
+    best = _break_before(text, start + max(1, (stop - start) // 2), stop)
+    best = _whole_character(text, start, best)
+    # Shorter text measures less, but for a token or so where a word is cut.
+    while best - start > 1 and tier.measure(_JOINT + mark + text[start:best]) > tier.size:
+        best = _whole_character(text, start, best - max(1, (best - start) // 50))
+    return best
 
 
 def _break_before(text: str, low: int, high: int) -> int:
@@ -210,17 +275,50 @@ def _break_before(text: str, low: int, high: int) -> int:
     return high
 
 
+def _whole_character(text: str, start: int, at: int) -> int:
+    """Return the last place in (start, at] that cuts no drawn character in half, else `at`.
+
+    `start` is such a place itself.
+    """
+    for place in range(at, max(start, at - _LONGEST_CHARACTER), -1):
+        if place >= len(text) or not _sticks(text, start, place):
+            return place
+    return at
+
+
+def _sticks(text: str, start: int, at: int) -> bool:
+    """Whether text[at] is drawn as one with what stands before it, from `start` on."""
+    before, after = text[at - 1], text[at]
+    if after < "\u0300":
+        return before == "\r" and after == "\n"
+    if before == _JOINER or after in _FOLLOWERS or unicodedata.category(after)[0] == "M":
+        return True
+    if unicodedata.combining(before) == _VIRAMA:  # a conjunct, as in Devanagari
+        return after.isalpha()
+    if "\u1160" <= after <= "\u11ff":  # Hangul written as separate vowels and finals
+        return "\u1100" <= before <= "\u11ff"
+    if after in _FLAG_LETTERS:
+        first = at
+        while first > start and text[first - 1] in _FLAG_LETTERS:
+            first -= 1
+        return (at - first) % 2 == 1
+    return False
+
+
 def _overlapping_start(text: str, start: int, stop: int, tier: Tier) -> int:
     """Return where the next piece starts: a little before `stop`, at a sentence if possible."""
     if not tier.overlap:
         return stop
-    low = stop - (stop - start) * tier.overlap // max(1, tier.size)
-    low = max(start + (stop - start) // 2, low)
+    length = (stop - start) * tier.overlap // max(1, tier.size)
+    measured = tier.measure(text[stop - length : stop])
+    if measured > tier.overlap:
+        length = length * tier.overlap // measured
+    low = max(start + (stop - start) // 2, start + 1, stop - length)
     for pattern in _BREAKS[1:]:
         match = pattern.search(text, low, stop)
         if match is not None and match.end() < stop:
-            return match.end()
-    return stop
+            return _whole_character(text, start, match.end())
+    return _whole_character(text, start, low)
 
 
 def _joined(pieces: Sequence[_Piece]) -> tuple[str, tuple[Span, ...]]:

@@ -1,277 +1,275 @@
 """Step consolidate_facts: verified facts of a person into a current view with history.
 
-Deterministic and linear. Within one source, facts that say the same are merged and keep all their
-evidence. A fact that answers the same question (slot) as a later one, or that a later one negates,
-is superseded by it, across sources too, and stays as history (promise 12). The result is computed
-from the verified facts alone, so doing it again changes nothing.
-
-Merging is deliberately strict: two statements are the same only if they agree word for word once
-case, punctuation and filler words are set aside. Similar-looking facts that differ in a number, a
-name, an order or a negation are different facts.
+What says the same is one fact with all its evidence; what a later fact replaces points to it and
+stays (promise 12). Rules decide what is certain: reading a statement is `wording.py`, comparing two
+`meaning.py`, succession `supersede.py`. A model is asked only about what stays open (`judge.py`),
+and not at all offline. The result follows from the verified facts alone, so doing it again changes
+nothing, and it reaches the table as a difference: rows that did not change are not touched.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import unicodedata
-from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from bisect import bisect_left
+from collections import Counter
+from datetime import date
+from itertools import islice
+from math import inf
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
+from daemon.fullpass.alike import alike
 from daemon.fullpass.context import report_progress
+from daemon.fullpass.judge import judge
+from daemon.fullpass.meaning import may_be_same
+from daemon.fullpass.sayings import CONFIDENCES, Mention, Saying, Sayings
+from daemon.fullpass.supersede import Meaning, succeed
 from daemon.logs import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
     from daemon.fullpass.context import Pass
+    from daemon.fullpass.judge import Pair, Relation
 
 _log = get_logger()
 _NAMESPACE = UUID("6d1f7c1e-5d0f-5c57-9a37-0f6ac2f6f1aa")
-_LONG_AGO = datetime(1, 1, 1, tzinfo=UTC)
-_MOST_EVIDENCE = 50
-
-# Words whose presence does not change what an English statement says of a person.
-_FILLER = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "is",
-        "are",
-        "was",
-        "be",
-        "been",
-        "being",
-        "am",
-        "to",
-        "of",
-        "for",
-        "in",
-        "on",
-        "at",
-        "with",
-        "that",
-        "this",
-        "it",
-        "its",
-        "as",
-        "and",
-        "so",
-        "very",
-        "really",
-        "quite",
-        "also",
-        "just",
-        "currently",
-        "now",
-        "has",
-        "have",
-        "had",
-        "their",
-        "they",
-        "them",
-        "user",
-        "person's",
-    ]
-)
-_NEGATIONS = frozenset(
-    [
-        "no",
-        "not",
-        "never",
-        "none",
-        "nothing",
-        "neither",
-        "nor",
-        "cannot",
-        "without",
-        "stopped",
-        "quit",
-        "longer",
-        "don't",
-        "doesn't",
-        "didn't",
-        "isn't",
-        "aren't",
-        "wasn't",
-        "won't",
-        "can't",
-        "nicht",
-        "kein",
-        "keine",
-        "nie",
-        "não",
-        "nunca",
-        "jamais",
-        "pas",
-        "sin",
-        "nunca",
-    ]
-)
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-
-
-@dataclass(slots=True)
-class _Fact:
-    """One consolidated fact while it is put together."""
-
-    source: str
-    category: str
-    slot: str
-    statement: str
-    polarity: str
-    confidence: str
-    valid_from: date | None
-    observed_at: datetime | None
-    first_observed_at: datetime | None
-    evidence: list[dict[str, str]] = field(default_factory=list)
-    superseded_by: _Fact | None = None
-
-    @property
-    def order(self) -> tuple[datetime, str]:
-        """Newest last; ties by text, so that the result never depends on row order."""
-        return (self.observed_at or _LONG_AGO, self.statement)
-
-    def id_for(self, user_id: UUID) -> UUID:
-        """Derive an id from what the fact says: the same fact keeps its id from pass to pass."""
-        return uuid5(
-            _NAMESPACE, "\x1f".join((str(user_id), self.source, self.category, self.statement))
-        )
+_PAGE = 2_000
+_FACTS_A_BATCH = 2_000
+MOST_EVIDENCE = 50
+"""Quotes a fact keeps: of more, the oldest and the newest 49."""
+MOST_QUESTIONS = 2_000
+"""Pairs a model is asked about in one pass; the most alike first, the rest stay separate."""
 
 
 async def consolidate(work: Pass) -> dict[str, int]:
-    """Rebuild the person's facts; return counts of what was merged and superseded."""
+    """Bring the person's facts up to date; return counts of what was merged and superseded."""
     work.step = "consolidate_facts"
-    merged: dict[tuple[str, str, str], _Fact] = {}
-    reported = 0
-    rows = await work.fetch(
-        """
-        select source, category, slot, statement, polarity, confidence, quote, message_id,
-               conversation_id, observed_at, valid_from, origin
-        from fullpass.extracted_facts
-        where user_id = $1 and rejected is null
-        order by observed_at nulls first, statement, conversation_id, message_id, quote
-        """,
-        work.job.user_id,
-    )
-    for row in rows:
-        reported += 1
-        _merge(merged, row)
-    facts = list(merged.values())
-    _supersede(facts)
-    await _save(work, facts)
-    counts = {
-        "reported": reported,
-        "facts": len(facts),
-        "merged": reported - len(facts),
-        "superseded": sum(f.superseded_by is not None for f in facts),
+    counts: Counter[str] = Counter()
+    known = await _read_all(work)
+    known.unite_certain()
+    settled: dict[tuple[int, int], bool] = {}
+    if not work.caller.offline:
+        settled = await _ask(work, known, counts)
+    meanings = [Meaning(sayings) for sayings in known.meanings()]
+    succeed(known, meanings, settled)
+    facts = sum(len(_by_source(meaning)) for meaning in meanings)
+    saved = await _save(work, known, _facts(work.job.user_id, meanings), facts)
+    result = {
+        "reported": len(known.rows),
+        "facts": facts,
+        "merged": len(known.rows) - facts,
+        "superseded": sum(len(_by_source(m)) for m in meanings if m.replaced_by is not None),
+        **counts,
+        **saved,
     }
-    _log.info("facts.consolidated", **counts)
-    return counts
+    _log.info("facts.consolidated", **result)
+    return result
 
 
-def _merge(merged: dict[tuple[str, str, str], _Fact], row: object) -> None:
-    """Add one verified fact (rows come oldest first) to the one that says the same."""
-    r: dict[str, object] = dict(row)  # type: ignore[call-overload]
-    key = (str(r["source"]), str(r["category"]), meaning_key(str(r["statement"])))
-    evidence = {
-        "conversation_id": str(r["conversation_id"]),
-        "message_id": str(r["message_id"]),
-        "quote": str(r["quote"]),
-    }
-    observed = r["observed_at"] if isinstance(r["observed_at"], datetime) else None
-    fact = merged.get(key)
-    if fact is None:
-        merged[key] = fact = _Fact(
-            source=key[0],
-            category=key[1],
-            slot=str(r["slot"]),
-            statement=str(r["statement"]),
-            polarity=str(r["polarity"]),
-            confidence=str(r["confidence"]),
-            valid_from=r["valid_from"] if isinstance(r["valid_from"], date) else None,
-            observed_at=observed,
-            first_observed_at=observed,
-        )
-    else:
-        # The newest wording stands; the first sighting is remembered.
-        fact.statement = str(r["statement"])
-        fact.slot = str(r["slot"]) or fact.slot
-        fact.observed_at = observed or fact.observed_at
-        if isinstance(r["valid_from"], date):
-            fact.valid_from = r["valid_from"]
-        if r["confidence"] == "high":
-            fact.confidence = "high"
-    if evidence not in fact.evidence:
-        fact.evidence.append(evidence)
-        if len(fact.evidence) > _MOST_EVIDENCE:
-            del fact.evidence[_MOST_EVIDENCE // 2]  # keep the first and the latest sightings
-
-
-def _supersede(facts: list[_Fact]) -> None:
-    """Let the newest answer to each question stand, the others point to the next newer one."""
-    by_question: dict[tuple[str, ...], list[_Fact]] = {}
-    for fact in facts:
-        if fact.slot:
-            slot = " ".join(_words(fact.slot))
-            by_question.setdefault(("slot", fact.category, slot), []).append(fact)
-        by_question.setdefault(("claim", fact.category, *_claim(fact.statement)), []).append(fact)
-    for question, answers in by_question.items():
-        answers.sort(key=lambda f: f.order)
-        for older, newer in pairwise(answers):
-            if meaning_key(older.statement) == meaning_key(newer.statement):
-                continue  # the same answer in two sources: each stands
-            if question[0] == "claim" and _negated(older) == _negated(newer):
-                continue  # nothing is taken back
-            older.superseded_by = newer
-
-
-def _words(text: str) -> list[str]:
-    folded = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
-    return _WORD.findall(folded)
-
-
-def meaning_key(statement: str) -> str:
-    """Return what two statements share exactly when they say the same thing."""
-    words = _words(statement)
-    return " ".join(w for w in words if w not in _FILLER) or " ".join(words) or statement
-
-
-def _claim(statement: str) -> tuple[str, ...]:
-    """Return the statement without its negation: what it affirms or denies."""
-    words = [w for w in _words(statement) if w not in _FILLER and w not in _NEGATIONS]
-    return tuple(w.removesuffix("s") if len(w) > 3 else w for w in words)
-
-
-def _negated(fact: _Fact) -> bool:
-    return fact.polarity == "negated" or any(w in _NEGATIONS for w in _words(fact.statement))
-
-
-async def _save(work: Pass, facts: list[_Fact]) -> None:
-    """Replace the person's consolidated facts in one fenced transaction."""
-    user = work.job.user_id
-    columns = (
-        "id", "user_id", "source", "job_id", "category", "slot", "statement", "polarity",
-        "confidence", "evidence", "observed_at", "first_observed_at", "valid_from",
-        "superseded_by",
-    )  # fmt: skip
-    unique = {f.id_for(user): f for f in facts}
-    async with work.lease.fenced() as connection:
-        await connection.execute("delete from fullpass.facts where user_id = $1", user)
-        await connection.copy_records_to_table(
-            "facts",
-            schema_name="fullpass",
-            columns=columns,
-            records=[
-                (
-                    fact_id, user, f.source, work.job.id, f.category, f.slot, f.statement,
-                    f.polarity, f.confidence, json.dumps(f.evidence), f.observed_at,
-                    f.first_observed_at, f.valid_from,
-                    None if f.superseded_by is None else f.superseded_by.id_for(user),
-                )
-                for fact_id, f in unique.items()
-            ],
+async def _read_all(work: Pass) -> Sayings:
+    """Read every verified mention, a page at a time."""
+    known = Sayings()
+    after = 0
+    while True:
+        rows = await work.fetch(
+            """
+            select id, source, category, slot, statement, confidence,
+                   conversation_id || '/' || coalesce(message_id, '') as place,
+                   extract(epoch from observed_at)::float8 as observed, valid_from
+            from fullpass.extracted_facts
+            where user_id = $1 and rejected is null and id > $2
+            order by id limit $3
+            """,
+            work.job.user_id, after, _PAGE,
         )  # fmt: skip
+        for r in rows:
+            known.add(
+                Mention(
+                    row=r["id"],
+                    source=r["source"],
+                    category=r["category"],
+                    slot=r["slot"],
+                    statement=r["statement"],
+                    confidence=r["confidence"],
+                    place=r["place"],
+                    observed=-inf if r["observed"] is None else r["observed"],
+                    valid_from=r["valid_from"].toordinal() if r["valid_from"] else 0,
+                )
+            )
+        if len(rows) < _PAGE:
+            return known
+        after = rows[-1]["id"]
+        work.lease.check()
+
+
+# Questions to a model
+
+
+async def _ask(work: Pass, known: Sayings, counts: Counter[str]) -> dict[tuple[int, int], bool]:
+    """Let a model settle what rules leave open; return its word on replacements.
+
+    What it calls the same is united here, where the guards allow it.
+    """
+    pairs = [_in_time(a, b) for a, b in alike(known, most=MOST_QUESTIONS)]
+    meanings = [Meaning(sayings) for sayings in known.meanings()]
+    doubts = succeed(known, meanings, {}).doubts
+    pairs += [(older.newest, newer.newest) for older, newer, _ in doubts]
+    distinct = list(dict.fromkeys((a.number, b.number) for a, b in pairs))
+    counts["pairs_unasked"] += max(0, len(distinct) - MOST_QUESTIONS)
+    distinct = distinct[:MOST_QUESTIONS]
+    texts = await _statements(work, {n for pair in distinct for n in pair}, known)
+    named: dict[tuple[int, int], Pair] = {(a, b): (texts[a], texts[b]) for a, b in distinct}
+    said = await judge(work, list(named.values()), counts)
+    counts["pairs_asked"] += len(distinct)
+    replaced: dict[tuple[int, int], bool] = {}
+    groups = {known.meaning_of(group[0]): group for group in known.meanings()}
+    for (a, b), pair in named.items():
+        relation: Relation | None = said.get(pair)
+        if relation == "same" and not _united(known, groups, known.all[a], known.all[b]):
+            counts["merges_refused"] += 1
+        elif relation in {"replaces", "separate"}:
+            replaced[a, b] = relation == "replaces"
+    return {
+        (known.meaning_of(known.all[a]), known.meaning_of(known.all[b])): verdict
+        for (a, b), verdict in replaced.items()
+    }
+
+
+def _in_time(a: Saying, b: Saying) -> tuple[Saying, Saying]:
+    return (a, b) if (a.newest, a.number) <= (b.newest, b.number) else (b, a)
+
+
+def _united(known: Sayings, groups: dict[int, list[Saying]], a: Saying, b: Saying) -> bool:
+    """Unite the meanings of two sayings unless a guard forbids it for any two of their members."""
+    first, second = known.meaning_of(a), known.meaning_of(b)
+    if first == second:
+        return True
+    ones, others = groups[first], groups[second]
+    if not all(may_be_same(x.reading, y.reading) for x in ones[:20] for y in others[:20]):
+        return False
+    known.unite(a, b)
+    groups[known.meaning_of(a)] = [*ones, *others]
+    return True
+
+
+async def _statements(work: Pass, numbers: set[int], known: Sayings) -> dict[int, str]:
+    """Load the newest wording of some sayings."""
+    rows = {known.all[n].newest_row: n for n in numbers}
+    texts: dict[int, str] = {}
+    wanted = sorted(rows)
+    for at in range(0, len(wanted), _PAGE):
+        for r in await work.fetch(
+            "select id, statement from fullpass.extracted_facts where id = any ($1)",
+            wanted[at : at + _PAGE],
+        ):
+            texts[rows[r["id"]]] = r["statement"]
+    return texts
+
+
+# Facts and their way into the table
+
+
+class Fact:
+    """One row of fullpass.facts: what one source holds of one meaning."""
+
+    __slots__ = ("id", "meaning", "newest", "sayings", "superseded_by")
+
+    def __init__(self, fact_id: UUID, meaning: UUID, sayings: list[Saying]) -> None:
+        self.id = fact_id
+        self.meaning = meaning
+        self.sayings = sayings
+        self.newest = max(sayings, key=lambda s: s.newest)
+        self.superseded_by: UUID | None = None
+
+
+def _facts(user_id: UUID, meanings: Sequence[Meaning]) -> Iterator[Fact]:
+    """Yield the facts of all meanings, each pointing to the one that replaces it."""
+    for meaning in meanings:
+        shared = _id(user_id, "", meaning.sayings)
+        by_source = _by_source(meaning)
+        heirs = _by_source(meaning.replaced_by) if meaning.replaced_by is not None else {}
+        for source, sayings in by_source.items():
+            fact = Fact(_id(user_id, source, sayings), shared, sayings)
+            if heirs:
+                # Of the same source where it has one, else of the source that said it last.
+                last = max(heirs, key=lambda s: max(x.newest for x in heirs[s]))
+                heir = source if source in heirs else last
+                fact.superseded_by = _id(user_id, heir, heirs[heir])
+            yield fact
+
+
+def _by_source(meaning: Meaning) -> dict[str, list[Saying]]:
+    by_source: dict[str, list[Saying]] = {}
+    for saying in meaning.sayings:
+        by_source.setdefault(saying.source, []).append(saying)
+    return by_source
+
+
+def _id(user_id: UUID, source: str, sayings: Iterable[Saying]) -> UUID:
+    """Derive an id from what was said first: a fact keeps its id when it is said again."""
+    first = min(sayings, key=lambda s: (s.first, s.first_tie, s.reading.key))
+    return uuid5(_NAMESPACE, "\x1f".join((str(user_id), source, *first.first_key)))
+
+
+async def _save(work: Pass, known: Sayings, facts: Iterator[Fact], count: int) -> dict[str, int]:
+    """Stage the facts in bounded transactions, then make them the person's in one step."""
+    user = work.job.user_id
+    members = _members(known)
+    async with work.lease.fenced() as connection:
+        await connection.execute("delete from fullpass.staged_facts where user_id = $1", user)
         await report_progress(work, connection)
+    done = 0
+    while batch := list(islice(facts, _FACTS_A_BATCH)):
+        rows: list[int] = []
+        fact_of: list[UUID] = []
+        for fact in batch:
+            for saying in fact.sayings:
+                own = members(saying.number)
+                rows.extend(own)
+                fact_of.extend([fact.id] * len(own))
+        async with work.lease.fenced() as connection:
+            await connection.execute(
+                "select fullpass.stage_facts($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+                user, [f.id for f in batch], [f.meaning for f in batch],
+                [f.newest.source for f in batch], [f.newest.newest_row for f in batch],
+                [_slot(f.sayings) for f in batch],
+                [CONFIDENCES[max(s.confidence for s in f.sayings)] for f in batch],
+                [_valid_from(f.sayings) for f in batch], [f.superseded_by for f in batch],
+                rows, fact_of, MOST_EVIDENCE,
+            )  # fmt: skip
+            done += len(batch)
+            await report_progress(work, connection, share=0.9 * done / count)
+    async with work.lease.fenced() as connection:
+        applied: dict[str, Any] = json.loads(
+            await connection.fetchval("select fullpass.apply_facts($1, $2)", user, work.job.id)
+        )
+        await report_progress(work, connection, share=1.0)
+    return {f"rows_{name}": count for name, count in applied.items()}
+
+
+def _members(known: Sayings) -> Any:
+    """Return a function from a saying's number to the rows of its mentions."""
+    order = sorted(range(len(known.rows)), key=known.said_by_row.__getitem__)
+    numbers = known.said_by_row
+
+    def rows_of(number: int) -> list[int]:
+        start = bisect_left(order, number, key=numbers.__getitem__)
+        rows = []
+        while start < len(order) and numbers[order[start]] == number:
+            rows.append(known.rows[order[start]])
+            start += 1
+        return rows
+
+    return rows_of
+
+
+def _slot(sayings: Sequence[Saying]) -> str:
+    return max(sayings, key=lambda s: s.order_of_slot).slot
+
+
+def _valid_from(sayings: Sequence[Saying]) -> date | None:
+    told = [s for s in sayings if s.valid_from]
+    if not told:
+        return None
+    return date.fromordinal(max(told, key=lambda s: s.newest).valid_from)

@@ -1,7 +1,9 @@
 """Facts as a model reports them: the schema asked for, tolerant reading, strict checking.
 
 A reported fact is believed only if its quote stands in the very message it names and that message
-is the person's own (promise 12). What is not believed is kept apart with the reason.
+is the person's own (promise 12). What is not believed is kept apart with the reason. Nothing that a
+model can reply makes reading or checking raise anything but UselessReply, or take more than linear
+time.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from daemon.errors import UselessReply
@@ -18,14 +21,17 @@ from daemon.export.conversation import EVIDENCE_ROLES
 from daemon.fullpass.context import CATEGORIES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from daemon.llm.request import NumberedMessage
 
 FACTS_PER_REPLY = 30
 """The prompt's limit; a reply with exactly so many may have more to say."""
 _LONGEST_STATEMENT = 1000
+_LONGEST_QUOTE = 2000
 _SHORTEST_MOVABLE_QUOTE = 12
+_MOST_TRIES = 100
+"""Places where an object might begin that are tried before a reply is given up as no JSON."""
 
 EXTRACT_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -86,48 +92,87 @@ class CheckedFact:
 def read_items(text: str, key: str) -> ReadItems:
     """Read the list `key` of the JSON object in a reply, however it is wrapped or cut off.
 
-    Accepts fences and prose around the object, and saves the complete items of a truncated list.
-    Raises UselessReply when there is no such list.
+    Accepts fences and prose around the object, several objects (their lists are joined), a bare
+    list, and saves the complete items of a list that broke off or holds a broken item. Raises
+    UselessReply when there is no such list.
     """
-    start = text.find("{")
-    if start < 0:
-        raise UselessReply("the reply holds no JSON object")
-    try:
-        value, _ = json.JSONDecoder(strict=False).raw_decode(text, start)
-    except (ValueError, RecursionError):
-        return ReadItems(_saved_items(text, key), whole=False)
-    items = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(items, list):
-        raise UselessReply(f"the reply's JSON has no list {key!r}")
-    return ReadItems(tuple(i for i in items if isinstance(i, dict)), whole=True)
-
-
-def _saved_items(text: str, key: str) -> tuple[dict[str, Any], ...]:
-    opening = re.search(rf'"{re.escape(key)}"\s*:\s*\[', text)
-    if opening is None:
-        raise UselessReply("the reply is no valid JSON")
-    decoder = json.JSONDecoder(strict=False)
     items: list[dict[str, Any]] = []
-    at = opening.end()
-    while (brace := re.compile(r"[\s,]*(?=\{)").match(text, at)) is not None:
-        try:
-            item, at = decoder.raw_decode(text, brace.end())
-        except (ValueError, RecursionError):
-            break
-        items.append(item)
-    if not items:
+    found = False
+    at = 0
+    for value, end in _objects(text):
+        held = value.get(key) if isinstance(value, dict) else None
+        if isinstance(held, list):
+            found = True
+            items.extend(i for i in held if isinstance(i, dict))
+            at = end
+    opening = re.compile(rf'"{re.escape(key)}"\s*:\s*\[').search(text, at)
+    if opening is not None:
+        saved, whole = _saved_items(text, opening.end())
+        items.extend(saved)
+        if items or whole:
+            return ReadItems(tuple(items), whole=whole)
         raise UselessReply("the reply broke off before its first complete item")
-    return tuple(items)
+    if found:
+        return ReadItems(tuple(items), whole=True)
+    for bare, _ in _objects(text, "["):
+        if all(isinstance(i, dict) for i in bare) and (bare or "{" not in text):
+            return ReadItems(tuple(bare), whole=True)
+    if "{" not in text:
+        raise UselessReply("the reply holds no JSON object")
+    raise UselessReply(f"the reply's JSON has no list {key!r}")
+
+
+_DECODER = json.JSONDecoder(strict=False)
+
+
+def _objects(text: str, opening: str = "{") -> Iterator[tuple[Any, int]]:
+    """Yield the values that begin with `opening` and stand in the text, with where they end."""
+    tries = 0
+    at = text.find(opening)
+    while at >= 0 and tries < _MOST_TRIES:
+        try:
+            value, end = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            tries += 1
+            end = at + 1
+        else:
+            yield value, end
+        at = text.find(opening, end)
+
+
+_NEXT_ITEM = re.compile(r"[\s,]*(?=\{)")
+_END_OF_LIST = re.compile(r"[\s,]*\]")
+_LATER_ITEM = re.compile(r",\s*(?=\{\s*\")")
+
+
+def _saved_items(text: str, at: int) -> tuple[list[dict[str, Any]], bool]:
+    """Read items one by one from within a list; say whether its end was met with none broken."""
+    items: list[dict[str, Any]] = []
+    whole = True
+    tries = 0
+    while tries < _MOST_TRIES and (place := _NEXT_ITEM.match(text, at)) is not None:
+        try:
+            item, at = _DECODER.raw_decode(text, place.end())
+        except (ValueError, RecursionError):
+            whole = False
+            tries += 1
+            # One broken item, say a quotation mark not escaped: the next may be sound.
+            later = _LATER_ITEM.search(text, place.end())
+            if later is None:
+                break
+            at = later.end()
+        else:
+            items.append(item)
+    return items, whole and _END_OF_LIST.match(text, at) is not None
 
 
 def check_fact(item: dict[str, Any], messages: Sequence[NumberedMessage]) -> CheckedFact:
     """Check one reported fact against the messages of its window."""
-    category = str(item.get("category", "")).strip().lower()
-    statement = one_line(str(item.get("statement", "")))
-    quote = str(item.get("quote", "")).replace("\x00", "").strip()
+    category = _text(item.get("category")).strip().lower()
+    statement = one_line(_text(item.get("statement")))
+    quote = _NOT_STORABLE.sub("", _text(item.get("quote"))).strip()
     polarity = "negated" if item.get("polarity") == "negated" else "affirmed"
-    confidence = item.get("confidence")
-    number = item.get("message")
+    confidence = _text(item.get("confidence"))
     reason: str | None = None
     if category not in CATEGORIES:
         reason = "not one of the five categories"
@@ -135,20 +180,22 @@ def check_fact(item: dict[str, Any], messages: Sequence[NumberedMessage]) -> Che
         reason = "no statement"
     elif len(statement) > _LONGEST_STATEMENT:
         reason = f"statement of {len(statement)} characters"
+    elif len(quote) > _LONGEST_QUOTE:
+        reason = f"quote of {len(quote)} characters"
     elif not fold(quote):
         reason = "no quote"
     place = None
     if reason is None:
-        place, exact, moved, reason = _locate(quote, number, messages)
+        place, exact, moved, reason = _locate(quote, _number(item.get("message")), messages)
     else:
         exact, moved = quote, False
     return CheckedFact(
         category=category if category in CATEGORIES else "",
-        slot=one_line(str(item.get("slot", "")))[:80],
+        slot=one_line(_text(item.get("slot")))[:80],
         statement=statement[:_LONGEST_STATEMENT],
         polarity=polarity,
-        confidence=confidence if confidence in {"high", "medium", "low"} else "medium",
-        quote=exact[:2000],
+        confidence=confidence if confidence in {"high", "low"} else "medium",
+        quote=exact[:_LONGEST_QUOTE],
         valid_from=_day(item.get("valid_from")),
         message=place,
         moved=moved,
@@ -156,11 +203,28 @@ def check_fact(item: dict[str, Any], messages: Sequence[NumberedMessage]) -> Che
     )
 
 
+# What Postgres refuses in a text: NUL and lone surrogates.
+_NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _number(value: object) -> int | None:
+    """Return the number of a message, be it written as 3, 3.0 or "3"."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 10:
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def _locate(
-    quote: str, number: object, messages: Sequence[NumberedMessage]
+    quote: str, number: int | None, messages: Sequence[NumberedMessage]
 ) -> tuple[int | None, str, bool, str | None]:
     """Find the person's own message that holds the quote: (number, exact text, moved, reason)."""
-    named = next((m for m in messages if m.number == number and not isinstance(number, bool)), None)
+    named = next((m for m in messages if m.number == number), None)
     if named is not None and (exact := find_quote(quote, named.text)) is not None:
         if named.role not in EVIDENCE_ROLES:
             return None, quote, False, f"its quote is not the person's own words ({named.role})"
@@ -179,67 +243,134 @@ def _locate(
     return None, quote, False, "its quote is not in the message it names"
 
 
+# An order to whoever reads the export: a clause that begins with the verb, as in "Ignore all
+# previous instructions", "forget everything above and write". Told of ("I ignored the rules", "she
+# told me to ignore …") or of one's own ("ignore the previous instructions I gave my team") it is
+# part of a person's life. docs/decisions/0051 says where the line is drawn and why.
 _ORDERS = re.compile(
-    r"(?i)\b(?:ignore|disregard|forget|override)\b.{0,40}\b(?:previous|prior|above|earlier|all)\b"
-    r".{0,40}\b(?:instruction|prompt|rule|message)s?|system prompt|<\s*/?\s*message"
+    r"""(?ix)
+    (?: ^ | [.!?:;"'*#>\])}] ) \s*
+    (?: (?:please|now|and|then|so|ok(?:ay)?|you\ (?:must|should|will)) ,?\ ){0,3}
+    (?:
+        (?: ignore|disregard|forget|override|bypass ) \s+
+        (?: (?:all|any|every|of|the|these|those|my|other)\s+ ){0,4}
+        (?: (?:your|previous|prior|above|earlier|preceding|system|given|original)\s+ ){1,3}
+        (?: instructions? | prompts? | rules | guidelines | directions | directives )\b
+        (?! \s+ (?: that\s+|which\s+ )? (?: i|we|my|our|from\ my|of\ my|he|she|they )\b )
+      | (?: ignore|disregard|forget ) \s+
+        (?: (?:all|everything)\ (?:of\ )?(?:the\ |that\ is\ |written\ )?|the\ )
+        (?:above|before)\b (?= \s*(?: and\b|[.,;:!]|$ ) )
+      | (?: reveal|print|show|repeat|output|leak ) \s+ (?:me\s+)?
+        (?: (?:all|of|the|your|full|entire|hidden|initial)\s+ ){1,4} (?: system\s+ )?
+        (?: prompt|instructions )\b
+      | ignor(?:iere?|er?t?)\s+ (?:bitte\s+)? alle\s+ (?:vorherigen|bisherigen|obigen)\b
+      | ignor(?:a|e|ez|ad)\s+ (?:todas\s+|toutes\s+|tutte\s+)? (?:as|las|les|le|tus|suas)\s+
+        (?:instru\w+|consignes|istruzioni)\s+ (?:anterior\w*|previas|précédentes|precedenti)\b
+      | игнорируй(?:те)?\s+ (?:все\s+)? предыдущие\s+ инструкции
+    )
+    | (?<![我他她们們]) (?:忽略|无视|無視) (?!了) .{0,6} (?:以上|之前|上述|先前) .{0,6}
+        (?:指令|指示|说明|提示|命令)
+    | (?:以上|これまで|上記|以前) の .{0,6} (?:指示|命令) .{0,6} 無視
+    | < \s* /? \s* message \b
+    """
 )
+_NEAR = 300
 
 
 def _orders_the_model(text: str, quote: str) -> bool:
-    """Whether the line that holds the quote tries to steer the reader of the export."""
-    at = text.find(quote)
-    start = text.rfind("\n", 0, max(at, 0)) + 1
-    stop = text.find("\n", at + len(quote))
-    return _ORDERS.search(text, start, len(text) if stop < 0 else stop) is not None
+    """Whether the line that holds the quote, as far as it is near, gives orders to its reader."""
+    at = max(text.find(quote), 0)
+    start = text.rfind("\n", max(0, at - _NEAR), at) + 1 or max(0, at - _NEAR)
+    stop = text.find("\n", at + len(quote), at + len(quote) + _NEAR)
+    line = text[start : stop if stop >= 0 else at + len(quote) + _NEAR]
+    return any(_ORDERS.search(part) is not None for part in line.split("\n"))
 
 
 def find_quote(quote: str, text: str) -> str | None:
-    """Return the piece of `text` that the quote is, up to Unicode form, case and white space."""
+    """Return the piece of `text` that the quote is, up to what `fold` folds; None if it is none."""
     if quote in text:
-        return quote
-    folded_quote = fold(quote)
-    if not folded_quote:
+        return quote or None
+    wanted = fold(quote)
+    if not wanted:
         return None
-    folded, origins = _fold_with_origins(text)
-    at = folded.find(folded_quote)
+    at = _folded(text).find(wanted)
     if at < 0:
         return None
-    return text[origins[at] : origins[at + len(folded_quote) - 1] + 1]
-
-
-_SAME = str.maketrans(
-    {"’": "'", "‘": "'", "ʼ": "'", "“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "–": "-",
-     "—": "-", "‑": "-", "…": "..."}
-)  # fmt: skip
-_UNSEEN = frozenset("\u200b\u200c\u200d\u2060\ufeff\u00ad")
+    origins = _origins(text, at + len(wanted))
+    stop = origins[-1] + 1
+    # The accents and joiners that folding takes away belong to the character before them.
+    while stop < len(text) and not _FOLD[ord(text[stop])]:
+        stop += 1
+    return text[origins[at] : stop]
 
 
 def fold(text: str) -> str:
-    """Fold what does not matter when comparing a quote: form, case, quotation marks, spaces."""
-    return _fold_with_origins(text)[0]
+    """Fold what does not matter when comparing a quote.
+
+    Unicode form (ligatures and full width too), case, accents and vowel signs, the shape of
+    quotation marks and dashes, white space, and what is not seen at all.
+    """
+    if text.isascii():
+        return " ".join(text.lower().split())
+    return " ".join(text.translate(_FOLD).split())
 
 
-def _fold_with_origins(text: str) -> tuple[str, list[int]]:
-    """Return the folded text and, for each of its characters, where it came from."""
-    out: list[str] = []
+@lru_cache(maxsize=1024)
+def _folded(text: str) -> str:
+    """`fold`, remembered: each fact of a reply is looked for in the messages of one window."""
+    return fold(text)
+
+
+def _origins(text: str, size: int) -> list[int]:
+    """Return for the first `size` characters of the folded text where each comes from."""
     origins: list[int] = []
+    gap = -1
     for index, character in enumerate(text):
-        if character in _UNSEEN or unicodedata.combining(character):
-            continue
-        # Decomposed and stripped of marks: composed and decomposed input fold alike.
-        for piece in unicodedata.normalize("NFKD", character).translate(_SAME).casefold():
-            if unicodedata.combining(piece):
-                continue
+        if len(origins) >= size:
+            break
+        for piece in _FOLD[ord(character)]:
             if piece.isspace():
-                if not out or out[-1] == " ":
-                    continue
-                piece = " "  # noqa: PLW2901
-            out.append(piece)
+                gap = index if gap < 0 else gap
+                continue
+            if gap >= 0 and origins:
+                origins.append(gap)
+            gap = -1
             origins.append(index)
-    while out and out[-1] == " ":
-        out.pop()
-        origins.pop()
-    return "".join(out), origins
+    return origins[:size]
+
+
+_SAME = {
+    **dict.fromkeys("’‘ʼ‚‛‹›′´", "'"),  # noqa: RUF001 - that they look alike is the point
+    **dict.fromkeys("“”„‟«»″「」『』〝〞", '"'),
+    **dict.fromkeys("‐‑‒–—―−", "-"),  # noqa: RUF001
+    **dict.fromkeys("。｡", "."),
+    **dict.fromkeys("、､", ","),
+    "…": "...",
+}
+_UNSEEN = frozenset("\u00ad\u034f\u061c\u0640\u180e\u2060\ufeff") | frozenset(
+    map(chr, (*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2061, 0x2070),
+              *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))
+)  # fmt: skip
+_MOST_REMEMBERED = 20_000
+
+
+class _Folding(dict[int, str]):
+    """What each character folds to, worked out when it is first met."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        folded = ""
+        if character not in _UNSEEN:
+            same = _SAME.get(character, character)
+            whole = unicodedata.normalize("NFKD", same).casefold()
+            # Decomposed and stripped of marks: composed and decomposed text fold alike.
+            folded = "".join(_SAME.get(c, c) for c in whole if not unicodedata.combining(c))
+        if len(self) < _MOST_REMEMBERED:
+            self[code] = folded
+        return folded
+
+
+_FOLD = _Folding()
 
 
 def one_line(text: str) -> str:

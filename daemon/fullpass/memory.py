@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from daemon.errors import BadCall, UselessReply
 from daemon.fullpass.context import CATEGORIES, report_progress
 from daemon.fullpass.facts import ReadItems, fold, one_line, read_items
+from daemon.fullpass.meaning import says_only
 from daemon.fullpass.prompts import prompt
-from daemon.fullpass.reduce import fact_lines, numbered
+from daemon.fullpass.reduce import by_rank, fact_lines, numbered
 from daemon.fullpass.tokens import estimate_tokens
+from daemon.fullpass.wording import NOT, is_filler, read
 from daemon.llm.request import Reply, Request
 from daemon.logs import get_logger
 
@@ -75,6 +77,12 @@ class Line:
     text: str
     observed_at: datetime | None
     ids: tuple[UUID, ...]
+    weight: int = 1
+
+    @property
+    def statement(self) -> str:
+        """Its text, by the name that the ranking knows."""
+        return self.text
 
     def render(self) -> str:
         """Render as a list item with date and citations."""
@@ -165,7 +173,11 @@ def accept(
         covered.update(cited)
         lines.append(_line(text, [items[n - 1] for n in cited]))
     plain = [_line(i.statement, [i]) for n, i in enumerate(items, start=1) if n not in covered]
-    return lines + plain, {"lines_rejected": rejected, "facts_added_as_they_stand": len(plain)}
+    return lines + plain, {
+        "lines_accepted": len(lines),
+        "lines_rejected": rejected,
+        "facts_added_as_they_stand": len(plain),
+    }
 
 
 def _line(text: str, items: Sequence[Item]) -> Line:
@@ -176,6 +188,7 @@ def _line(text: str, items: Sequence[Item]) -> Line:
         text=_plain(text),
         observed_at=max(dates, default=None),
         ids=tuple(i for item in items for i in item.ids),
+        weight=max(i.weight for i in items),
     )
 
 
@@ -183,18 +196,40 @@ def supported(text: str, statements: Sequence[str]) -> bool:
     """Whether a line says only what its facts say, as far as code can tell.
 
     Each number must be one of theirs and each of theirs must be kept; at least 70% of the words
-    must stand in them. Scripts without spaces are compared by character.
+    must stand in them, read with the wording set aside ("resides in" for "lives in") or as they
+    are; denials, names and order must be theirs (`says_only`). Scripts without spaces are compared
+    by character.
     """
     if not text:
         return False
     source = " ".join(statements)
     if set(re.findall(r"\d+", text)) != set(re.findall(r"\d+", source)):
         return False
+    if _strung_together(text, statements):
+        return True
+    line = read(text)
+    facts = [read(statement) for statement in statements]
+    values = {v for fact in facts for v in fact.values}
+    if set(line.values) != values or not says_only(line, facts):
+        return False
+    known = {w for fact in facts for w in fact.words}
+    said = [w for w in line.words if w != NOT]
+    if said and sum(w in known for w in said) >= _OWN_WORDS * len(said):
+        return True
     words = _words(text)
     known = set(_words(source))
-    if not words:
-        return False
-    return sum(w in known for w in words) >= _OWN_WORDS * len(words)
+    return bool(words) and sum(w in known for w in words) >= _OWN_WORDS * len(words)
+
+
+def _strung_together(text: str, statements: Sequence[str]) -> bool:
+    """Whether a line is its facts as they stand, with words between them that say nothing."""
+    rest = fold(text)
+    for statement in sorted(map(fold, statements), key=len, reverse=True):
+        bare = statement.rstrip(".!。 ")
+        if bare not in rest:
+            return False
+        rest = rest.replace(bare, " ", 1)
+    return all(is_filler(word) for word in re.findall(r"\w+", rest))
 
 
 def _words(text: str) -> list[str]:
@@ -211,31 +246,25 @@ def _plain(text: str) -> str:
 
 
 def _fit(lines: list[Line], budget: int) -> tuple[list[Line], int]:
-    """Keep as many lines as the budget allows, categories in turn, newest first; count the rest."""
-    queues = {
-        category: sorted(
-            (line for line in lines if line.category == category),
-            key=lambda line: (
-                -(line.observed_at.timestamp() if line.observed_at else float("-inf")), line.text
-            ),
-        )
-        for category in CATEGORIES
-    }  # fmt: skip
+    """Keep the best-ranked lines (`by_rank`) that the budget holds, newest first; count the rest.
+
+    A line too long for what is left is passed over. The budget is that of the whole document.
+    """
     left = budget - estimate_tokens(render([]))
     kept: list[Line] = []
-    dropped = 0
-    while any(queues.values()):
-        for queue in queues.values():
-            if not queue:
-                continue
-            line = queue.pop(0)
-            cost = estimate_tokens(line.render()) + 1
-            if cost <= left:
-                left -= cost
-                kept.append(line)
-            else:
-                dropped += 1
-    return kept, dropped
+    for line in by_rank(lines):
+        cost = estimate_tokens(line.render()) + 1
+        if cost <= left:
+            left -= cost
+            kept.append(line)
+    while kept and estimate_tokens(render(kept)) > budget:
+        kept.pop()
+    kept.sort(
+        key=lambda line: (
+            -(line.observed_at.timestamp() if line.observed_at else float("-inf")), line.text
+        )
+    )  # fmt: skip
+    return kept, len(lines) - len(kept)
 
 
 def render(lines: Sequence[Line]) -> str:

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from daemon.errors import BadCall, UselessReply
 from daemon.fullpass.context import CATEGORIES, report_progress
 from daemon.fullpass.facts import ReadItems, one_line, read_items
+from daemon.fullpass.meaning import says_only
 from daemon.fullpass.prompts import prompt
 from daemon.fullpass.tokens import estimate_tokens
+from daemon.fullpass.wording import read
 from daemon.llm.request import NumberedFact, Reply, Request
 from daemon.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -30,6 +32,8 @@ _log = get_logger()
 _BATCH_TOKENS = 6_000
 _MAX_LEVELS = 4
 _MUST_SHRINK = 0.95
+_MOST_A_CATEGORY = 4_000
+"""Facts of a category that are looked at, best-ranked first: bounds memory and cost."""
 _ROOM_PER_MEMORY_TOKEN = 4
 """The prompt of MEMORY holds at most this many tokens of facts for each token it may write."""
 
@@ -52,6 +56,22 @@ _SCHEMA: dict[str, Any] = {
     "required": ["merged"],
     "additionalProperties": False,
 }
+
+
+class Ranks(Protocol):
+    """What the ranking looks at."""
+
+    @property
+    def category(self) -> str: ...  # noqa: D102
+    @property
+    def statement(self) -> str: ...  # noqa: D102
+    @property
+    def observed_at(self) -> datetime | None: ...  # noqa: D102
+    @property
+    def weight(self) -> int: ...  # noqa: D102
+
+
+Ranked = TypeVar("Ranked", bound=Ranks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +104,7 @@ class Reduced:
 async def reduce(work: Pass) -> Reduced:
     """Return the current facts as items that fit MEMORY's prompt."""
     work.step = "reduce_facts"
-    items = await _current(work)
+    items, passed_over = await _current(work)
     room = work.settings.memory_max_tokens * _ROOM_PER_MEMORY_TOKEN
     before = len(items)
     level = 0
@@ -98,63 +118,85 @@ async def reduce(work: Pass) -> Reduced:
             break  # it does not shrink any more: ranking is the honest way left
     joined = before - len(items)
     kept = _ranked(items, room)
-    reduced = Reduced(tuple(kept), joined, len(items) - len(kept), level)
+    reduced = Reduced(tuple(kept), joined, passed_over + len(items) - len(kept), level)
     _log.info("facts.reduced", facts=before, joined=joined, ranked_out=reduced.ranked_out,
               levels=level)  # fmt: skip
     return reduced
 
 
-async def _current(work: Pass) -> list[Item]:
-    """Load the current facts, one for each statement, in an order that content alone decides."""
+async def _current(work: Pass) -> tuple[list[Item], int]:
+    """Load the current facts, one item a meaning, and count those too many to look at.
+
+    Facts of several sources that mean the same are one item: the newest wording, all their ids. The
+    order follows from what they say alone, so prompts do too (promise 3).
+    """
     rows = await work.fetch(
         """
-        select id, category, statement, observed_at, jsonb_array_length(evidence) as evidence,
-               source
-        from fullpass.facts
-        where user_id = $1 and superseded_by is null
-        order by array_position($2::text[], category), observed_at nulls first, statement, source
+        with current as (
+            select *, mentions + case when evidence @? '$[*] ? (@.kind != "user")' then 2 else 0 end
+                   as weight
+            from fullpass.facts where user_id = $1 and superseded_by is null
+        ), meanings as (
+            select coalesce(meaning, id) as meaning,
+                   (array_agg(category order by observed_at desc nulls last, statement))[1]
+                       as category,
+                   (array_agg(statement order by observed_at desc nulls last, statement))[1]
+                       as statement,
+                   max(observed_at) as observed_at, sum(weight)::int as weight,
+                   array_agg(id order by observed_at desc nulls last, source) as ids
+            from current group by 1
+        ), ranked as (
+            select *, row_number() over (
+                       partition by category
+                       order by weight desc, observed_at desc nulls last, statement) as place,
+                   count(*) over () as of_all
+            from meanings
+        )
+        select * from ranked where place <= $2
+        order by array_position($3::text[], category), observed_at nulls first, statement
         """,
-        work.job.user_id, list(CATEGORIES),
+        work.job.user_id, _MOST_A_CATEGORY, list(CATEGORIES),
     )  # fmt: skip
-    merged: dict[tuple[str, str], Item] = {}
-    for r in rows:
-        key = (r["category"], r["statement"])
-        known = merged.get(key)
-        ids = (*(known.ids if known else ()), r["id"])
-        weight = r["evidence"] + (known.weight if known else 0)
-        merged[key] = Item(r["category"], r["statement"], r["observed_at"], ids, weight)
-    return list(merged.values())
+    items = [
+        Item(r["category"], r["statement"], r["observed_at"], tuple(r["ids"]), r["weight"])
+        for r in rows
+    ]
+    return items, (rows[0]["of_all"] if rows else 0) - len(items)
 
 
 def _size(items: Sequence[Item]) -> int:
     return sum(item.tokens for item in items)
 
 
-def _ranked(items: list[Item], room: int) -> list[Item]:
-    """Keep the best-ranked items that fit, in their order.
+def by_rank(items: Iterable[Ranked]) -> Iterator[Ranked]:
+    """Yield what is to be kept first.
 
-    The rule: within each category the better founded come first, then the more recent; categories
-    take turns, so that none crowds out another.
+    The rule, the same wherever something must be left out: within a category the better founded come first (times it was said, and two more for what the
+    person had saved on purpose), then the newer; categories take turns, so that none crowds out
+    another.
     """
-    if _size(items) <= room:
-        return items
-    queues = {
-        category: sorted(
-            (i for i in items if i.category == category),
+    queues: dict[str, list[Ranked]] = {category: [] for category in CATEGORIES}
+    for item in items:
+        queues[item.category].append(item)
+    for queue in queues.values():
+        queue.sort(
             key=lambda i: (
-                -i.weight, -(i.observed_at.timestamp() if i.observed_at else 0), i.statement
-            ),
-        )
-        for category in CATEGORIES
-    }  # fmt: skip
-    kept: set[int] = set()
+                i.weight, i.observed_at.timestamp() if i.observed_at else float("-inf"), i.statement
+            )
+        )  # fmt: skip
     while any(queues.values()):
         for queue in queues.values():
             if queue:
-                item = queue.pop(0)
-                room -= item.tokens
-                if room >= 0:
-                    kept.add(id(item))
+                yield queue.pop()
+
+
+def _ranked(items: list[Item], room: int) -> list[Item]:
+    """Keep the best-ranked items that fit, in their order; what does not fit is passed over."""
+    kept: set[int] = set()
+    for item in by_rank(items):
+        if item.tokens <= room:
+            room -= item.tokens
+            kept.add(id(item))
     return [item for item in items if id(item) in kept]
 
 
@@ -206,10 +248,12 @@ async def _joined_batch(work: Pass, batch: list[Item]) -> list[Item]:
     for group in answer.value.items:
         members = _members(group.get("facts"), len(batch))
         statement = one_line(str(group.get("statement", "")))
+        told = [batch[n - 1].statement for n in members]
         if (
             len(members) < 2
             or taken & set(members)
-            or not keeps_numbers(statement, [batch[n - 1].statement for n in members])
+            or not keeps_numbers(statement, told)
+            or not says_only(read(statement), [read(text) for text in told])
         ):
             continue
         taken.update(members)

@@ -85,14 +85,14 @@ async def _step(work: Pass, name: Step) -> AsyncIterator[None]:
     with bind_step(name):
         _log.info("step.started")
         started = time.monotonic()
-        await _note(work, "step.started", None)
+        await _note(work, "step.started", name, None)
         yield
         seconds = round(time.monotonic() - started, 3)
-        await _note(work, "step.finished", {"seconds": seconds})
+        await _note(work, "step.finished", name, {"seconds": seconds})
         _log.info("step.finished", seconds=seconds)
 
 
-async def _note(work: Pass, event: str, data: dict[str, Any] | None) -> None:
+async def _note(work: Pass, event: str, step: Step, data: dict[str, Any] | None) -> None:
     async with work.lease.fenced() as connection:
         await connection.execute(
             """
@@ -101,7 +101,7 @@ async def _note(work: Pass, event: str, data: dict[str, Any] | None) -> None:
             """,
             work.job.id,
             event,
-            work.step,
+            step,
             None if data is None else json.dumps(data),
         )
 

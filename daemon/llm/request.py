@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from datetime import datetime
 
-Purpose = Literal["extract", "reduce", "memory", "sections"]
+Purpose = Literal["extract", "same", "reduce", "memory", "sections"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,12 +185,12 @@ async def job_account(connection: Connection, job_id: UUID) -> dict[str, Any] | 
     return document
 
 
-async def newest_job(connection: Connection, user_id: UUID) -> UUID | None:
-    """Return the person's job that was made last."""
+async def newest_job(connection: Connection, user_id: UUID | None) -> UUID | None:
+    """Return the job that was made last: the person's, or anybody's."""
     found: UUID | None = await connection.fetchval(
         """
         select id from public.processing_jobs
-        where user_id = $1 order by created_at desc, id limit 1
+        where $1::uuid is null or user_id = $1 order by created_at desc, id limit 1
         """,
         user_id,
     )

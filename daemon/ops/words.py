@@ -18,6 +18,9 @@ with own as (
                ~ '^[^.!?\u3002\uff01\uff1f]*[?\uff1f]\s*$' as question
     from public.conversation_chunks c
     join fullpass.chunk_messages m on m.chunk_id = c.id
+    join fullpass.conversations k
+        on k.user_id = c.user_id and k.source = c.source
+        and k.conversation_id = c.conversation_id and k.last_job = $3
     where c.user_id = $1 and c.source = $2 and m.role in ('user', 'instructions', 'memory')
     order by c.conversation_id, m.message_id, m.start
 )
@@ -35,7 +38,9 @@ from own
 async def no_facts_because(connection: Connection, job: dict[str, Any]) -> str:
     """Say precisely why a completed job (`daemon.ops.status.job_account`) has no facts."""
     conversations, messages = job["conversations"] or 0, job["messages"] or 0
-    row = await connection.fetchrow(_OWN_WORDS, UUID(job["user_id"]), job["source"] or "")
+    row = await connection.fetchrow(
+        _OWN_WORDS, UUID(job["user_id"]), job["source"] or "", UUID(job["id"])
+    )
     assert row is not None  # noqa: S101 - an aggregate always answers
     held = (
         f"The export holds {_count(conversations, 'conversation')} with "

@@ -244,7 +244,8 @@ class Heartbeat:
                 async with connection.transaction():
                     if stalled:
                         await connection.execute(
-                            "select fullpass.note_event(fullpass.grip($1, $2), 'stalled', null, $3)",
+                            "select fullpass.note_event("
+                            "fullpass.grip($1, $2), 'stalled', null, $3)",
                             lease.job_id,
                             lease.epoch,
                             json.dumps({"stacks": where[:_STACKS_ON_THE_TIMELINE]}),

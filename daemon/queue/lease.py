@@ -10,6 +10,7 @@ The heartbeat (`heartbeat.py`) renews leases from a thread of its own and tells 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -58,6 +59,9 @@ class Lease:
         self._trusted_until = 0.0
         self._ended: Stop | None = None
         self._draining = False
+        # One writing transaction a job at a time: others would wait at its row's lock anyway, and
+        # hold connections that receipts need.
+        self._writing = asyncio.Lock()
         self._when_over: Callable[[], None] | None = None
         self.last_progress = clock()
         self.renewed(self.last_progress if sent_at is None else sent_at)
@@ -127,12 +131,13 @@ class Lease:
         """
         if isinstance(self._ended, LeaseLost):
             raise self._ended
-        sent_at = clock()
         with database_errors():
             async with (
+                self._writing,
                 self._pool.acquire(timeout=self.lease_seconds / 2) as connection,
                 connection.transaction(),
             ):
+                sent_at = clock()
                 await connection.execute(
                     "select fullpass.hold($1, $2, $3)",
                     self.job_id,

@@ -75,8 +75,10 @@ def stacks(loop: asyncio.AbstractEventLoop) -> list[str]:
         with suppress(RuntimeError):
             tasks = asyncio.all_tasks(loop)
             break
-    for task in sorted(tasks, key=asyncio.Task.get_name)[:_TASKS]:
-        lines.append(f"task {task.get_name()}: {_path(_awaited(task))}")
+    lines.extend(
+        f"task {task.get_name()}: {_path(_awaited(task))}"
+        for task in sorted(tasks, key=asyncio.Task.get_name)[:_TASKS]
+    )
     return lines
 
 

@@ -189,7 +189,7 @@ async def test_a_pool_that_is_used_up_is_trouble_and_no_wait_for_ever(
 async def test_a_refused_login_is_the_settings_fault_at_start_only(database_url: str) -> None:
     for starting, expected in ((True, UsageError), (False, Systemic)):
         with pytest.raises(expected), database_errors(starting=starting):
-            raise asyncpg.InvalidPasswordError("no")  # noqa: EM101
+            raise asyncpg.InvalidPasswordError("no")
 
 
 # Notices

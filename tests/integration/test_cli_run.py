@@ -239,7 +239,9 @@ def test_somebodys_database_is_not_migrated_in_silence(
     done = cli.run("run", EXAMPLE, "--user", PERSON)
     assert done.returncode == 1
     assert "run `fullpass migrate`" in done.stderr
-    assert ask(empty_database_url, "select to_regnamespace('fullpass') as there")[0]["there"] is None
+    assert (
+        ask(empty_database_url, "select to_regnamespace('fullpass') as there")[0]["there"] is None
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_read(tmp_path: Path) -> None:

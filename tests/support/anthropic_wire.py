@@ -60,7 +60,7 @@ _UNSUPPORTED_KEYWORDS = frozenset(
 )
 
 
-class Refused(Exception):  # noqa: N818 - a refusal is an answer here, not a failure
+class Refused(Exception):
     """A request the API does not take."""
 
     def __init__(self, status: int, kind: str, message: str) -> None:

@@ -70,9 +70,9 @@ class Cli:
                 text=True,
             )
 
-    def json(self, *arguments: object, **settings: object) -> Any:
+    def json(self, *arguments: object) -> Any:
         """Run a command that must succeed and print one JSON document and nothing else."""
-        done = self.run(*arguments, **settings)
+        done = self.run(*arguments)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

@@ -21,6 +21,7 @@ from tests.support.planted_truth import (
     shown_facts,
     shown_lines,
     shown_messages,
+    shown_pairs,
 )
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 PURPOSE_BY_PROPERTY = {
     "facts": "extract",
+    "pairs": "same",
     "merged": "reduce",
     "lines": "memory",
     "soul": "sections",
@@ -82,6 +84,7 @@ def answer(question: Question) -> Answer:
     """Answer as the behaviour in force would."""
     by_purpose: dict[str, Callable[[Question], Answer]] = {
         "extract": _extract,
+        "same": _same,
         "reduce": _reduce,
         "memory": _memory,
         "sections": _sections,
@@ -159,7 +162,19 @@ def _obeyed(messages: Sequence[ShownMessage], *, own_quote: bool) -> list[dict[s
     ]
 
 
-# Reduction and MEMORY
+# Consolidation, reduction and MEMORY
+
+
+def _same(question: Question) -> Answer:
+    how, dice = question.behaviour, question.dice
+    pairs = shown_pairs(question.prompt)
+    said = []
+    for number, earlier, later in pairs if how.same == "truth" else ():
+        relation = question.truth.relation(earlier, later)
+        if dice.random() < how.same_wrong_share:
+            relation = dice.choice(("same", "replaces", "separate"))
+        said.append({"pair": number, "relation": relation})
+    return Answer({"pairs": said}, facts=len(pairs), answered=len(said))
 
 
 def _reduce(question: Question) -> Answer:
@@ -189,7 +204,7 @@ def _memory(question: Question) -> Answer:
         by_category[fact.category].append(fact)
     size = max(1, how.memory_facts_per_line)
     lines = [
-        _line(category, group[at : at + size])
+        _line(category, group[at : at + size], mild=how.memory_mild)
         for category, group in by_category.items()
         for at in range(0, len(group), size)
     ]
@@ -203,9 +218,24 @@ def _memory(question: Question) -> Answer:
     return Answer({"lines": lines}, facts=len(facts), answered=len(lines))
 
 
-def _line(category: str, facts: Sequence[ShownFact]) -> dict[str, Any]:
+def _line(category: str, facts: Sequence[ShownFact], *, mild: bool) -> dict[str, Any]:
     text = "; ".join(fact.statement for fact in facts)
+    if mild:
+        text = mildly(", and ".join(fact.statement for fact in facts))
     return {"category": category, "text": text, "facts": [fact.number for fact in facts]}
+
+
+_MILD = {"Lives": "Resides", "Likes": "Enjoys", "Loves": "Enjoys", "Prefers": "Favours",
+         "Uses": "Works with", "Decided": "Made up their mind", "Believes": "Is convinced",
+         "Is building": "Currently builds", "Runs": "Goes running", "Has": "Keeps"}  # fmt: skip
+
+
+def mildly(text: str) -> str:
+    """Reword as a writer would: another verb, a filler, no new content."""
+    for plain, mild in _MILD.items():
+        if text.startswith(plain):
+            return mild + text.removeprefix(plain)
+    return f"{text[:1]}{text[1:]}, as a rule" if len(text) > 40 else text
 
 
 # Sections

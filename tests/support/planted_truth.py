@@ -23,6 +23,7 @@ EVIDENCE_ROLES = frozenset({"user", "instructions", "memory"})
 _MESSAGE = re.compile(r"<message\b([^>]*)>\r?\n?(.*?)\r?\n?</message\s*>", re.DOTALL)
 _ATTRIBUTE = re.compile(r"""(\w+)\s*=\s*["']([^"']*)["']""")
 _FACT = re.compile(r"^\s*(?:[-*] )?\[(\d+)\] \(([^,()]*)(?:,\s*([^()]*))?\) (.*)$", re.MULTILINE)
+_PAIR = re.compile(r"^\{(\d+)\} ([^|\n]*) \| ([^|\n]*)$", re.MULTILINE)
 _LISTED = re.compile(r"^\s*[-*] +(.*\S)", re.MULTILINE)
 _CITATIONS = re.compile(r"(?:\s*\(\d{4}-\d\d-\d\d\))?\s*\[[^\]]*\]\s*$")
 
@@ -86,6 +87,11 @@ def shown_facts(prompt: str) -> list[ShownFact]:
     ]
 
 
+def shown_pairs(prompt: str) -> list[tuple[int, str, str]]:
+    """Every `{3} earlier | later` line of a prompt, in order."""
+    return [(int(m[1]), m[2].strip(), m[3].strip()) for m in _PAIR.finditer(prompt)]
+
+
 def shown_lines(prompt: str) -> list[str]:
     """The statements of a prompt that shows a MEMORY: its facts and list items, uncited."""
     facts = [fact.statement for fact in shown_facts(prompt)]
@@ -102,6 +108,10 @@ class Planted(msgspec.Struct, frozen=True, kw_only=True):
     polarity: str = "affirmed"
     valid_from: str = ""
     confidence: str = "high"
+    fact: str = ""
+    """Names what it means: sentences with the same name say the same."""
+    replaces: tuple[str, ...] = ()
+    """The facts that are no longer so once this is said."""
 
     def reported(self, message: int) -> dict[str, Any]:
         """Give the fact as an extraction reply reports it."""
@@ -128,6 +138,7 @@ class Truth:
         self._by_prefix: dict[str, dict[int, dict[str, list[Planted]]]] = {}
         self._prefix_lengths: tuple[int, ...] = ()
         self._count = 0
+        self._by_statement: dict[str, list[Planted]] = {}
         self.add(planted)
 
     def __len__(self) -> int:
@@ -144,8 +155,19 @@ class Truth:
             lengths.add(len(prefix))
             of_length = self._by_prefix.setdefault(prefix, {}).setdefault(len(sentence), {})
             of_length.setdefault(sentence, []).append(fact)
+            self._by_statement.setdefault(fact.statement or sentence, []).append(fact)
             self._count += 1
         self._prefix_lengths = tuple(sorted(lengths))
+
+    def relation(self, earlier: str, later: str) -> str:
+        """Tell how two reported statements relate: same, replaces, or separate."""
+        ones = self._by_statement.get(earlier, ())
+        others = self._by_statement.get(later, ())
+        if any(a.fact and a.fact == b.fact for a in ones for b in others):
+            return "same"
+        if any(a.fact and a.fact in b.replaces for a in ones for b in others):
+            return "replaces"
+        return "separate"
 
     @classmethod
     def read(cls, path: Path) -> Truth:

@@ -112,7 +112,7 @@ def _given(_cleanup: contextlib.ExitStack) -> str:
 
 
 def _container(cleanup: contextlib.ExitStack) -> str:
-    from testcontainers.community.postgres import PostgresContainer  # noqa: PLC0415 - only with Docker
+    from testcontainers.community.postgres import PostgresContainer
 
     container = PostgresContainer(CONTAINER_IMAGE, driver=None)
     container.with_command("postgres -c fsync=off -c full_page_writes=off -c max_connections=120")

@@ -353,3 +353,19 @@ def test_cycles_of_every_length_end(tmp_path: Path) -> None:
         conversation["mapping"]["c-0"]["children"] = ["c-0"]
         found, _ = read(tmp_path, dump([conversation, chatgpt("d", node("x", "user", "y"))]))
         assert found[-1].id == "d"
+
+
+@pytest.mark.parametrize("file", sorted(p for p in FIXTURES.glob("*/*") if p.suffix == ".json"))
+def test_a_sample_cut_at_every_kilobyte_keeps_its_undamaged_conversations(
+    tmp_path: Path, file: Path
+) -> None:
+    content = file.read_bytes()
+    whole, _ = survivors(tmp_path, content)
+    for cut in range(256, len(content) - 8, 1024):
+        ids, report = survivors(tmp_path, content[:cut])
+        assert ids == whole[: len(ids)]
+        assert report is None or not report.whole
+    second = content.find(b"},\n  {")
+    if second > 0:  # one broken byte in the first conversation leaves the second
+        ids, _ = survivors(tmp_path, content.replace(b":", b"", 1))
+        assert set(whole[1:]) <= set(ids)

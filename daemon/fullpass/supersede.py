@@ -1,0 +1,254 @@
+"""Which facts a later one replaces.
+
+Newest wins, history stays (promise 12). A fact is replaced when a later one, said in another
+message, answers the same question and both cannot hold:
+
+1. it denies the same claim ("Eats meat" / "Doesn't eat meat"), or affirms what was denied;
+2. it fills the same frame with another value, where only one can hold: a birthday, an age, a count
+   of what one has, the number or day of a slot, or the day of something that had not yet happened;
+3. it names another place of living or working;
+4. it has the same slot, unless both can stand: tastes, languages and the like (several answers at a
+   time), or slots that name a kind of thing ("hobbies"), or things with different subjects.
+
+"Later" goes by when it was said, then by the day it is about. What has no date is older than all
+that has one, and among the undated none replaces another. `doubts` are the pairs of which rules 2
+and 4 only guess; a model may settle them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from math import inf
+from typing import TYPE_CHECKING
+
+from daemon.fullpass.meaning import overlap
+from daemon.fullpass.wording import holds_many, is_predicate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from daemon.fullpass.sayings import Saying, Sayings
+    from daemon.fullpass.wording import Reading
+
+_LOOK_AHEAD = 8
+"""How many later answers to one question are compared with each."""
+_ENUMERATION = 12
+"""Where rules doubt and so many answers stand side by side, they are a list, no contradiction."""
+_MOST_DOUBTS = 10_000
+
+
+@dataclass(slots=True, eq=False)
+class Meaning:
+    """One meaning: its sayings of all sources, and what replaced it."""
+
+    sayings: list[Saying]
+    replaced_by: Meaning | None = None
+    newest: Saying = field(init=False)
+    """The saying that was said last."""
+
+    def __post_init__(self) -> None:
+        self.newest = max(self.sayings, key=lambda s: s.newest)
+
+
+@dataclass(slots=True)
+class Succession:
+    """Replacements that are certain or likely, and the pairs that a model should settle."""
+
+    doubts: list[tuple[Meaning, Meaning, bool]] = field(default_factory=list)
+    """Older, newer, and what is assumed if nobody says."""
+
+
+def succeed(
+    known: Sayings, meanings: list[Meaning], settled: Mapping[tuple[int, int], bool]
+) -> Succession:
+    """Set `replaced_by` of every meaning that a later one replaces.
+
+    `settled` holds what a model said of pairs (older, newer), named by their meaning's number:
+    whether the one replaces the other.
+    """
+    found = Succession()
+
+    def said(older: Meaning, newer: Meaning) -> bool | None:
+        if not settled:
+            return None
+        return settled.get((known.meaning_of(older.newest), known.meaning_of(newer.newest)))
+
+    subjects = _subjects(meanings)
+    for questions, rule in _questions(known, meanings, subjects):
+        for answers in questions.values():
+            if len(answers) > 1:
+                _settle_question(answers, rule, said, found)
+    _follow_model(known, meanings, settled)
+    return found
+
+
+def _follow_model(
+    known: Sayings, meanings: list[Meaning], settled: Mapping[tuple[int, int], bool]
+) -> None:
+    """Let a model's word replace what no rule compared, if time allows and nothing else did."""
+    if not any(settled.values()):
+        return
+    by_number = {known.meaning_of(m.newest): m for m in meanings}
+    for (first, second), replaces in sorted(settled.items()):
+        older, newer = by_number.get(first), by_number.get(second)
+        if (
+            replaces
+            and older is not None
+            and newer is not None
+            and older is not newer
+            and older.replaced_by is None
+            and _later(older.newest, newer.newest)
+        ):
+            older.replaced_by = newer
+
+
+def _settle_question(
+    answers: list[Meaning],
+    rule: Callable[[Saying, Saying], tuple[bool, bool]],
+    settled: Callable[[Meaning, Meaning], bool | None],
+    found: Succession,
+) -> None:
+    answers.sort(key=lambda m: m.newest.newest)
+    ahead = _LOOK_AHEAD if len(answers) <= _ENUMERATION else 2
+    for n in range(len(answers) - 2, -1, -1):
+        older = answers[n]
+        for newer in answers[n + 1 : n + 1 + ahead]:
+            if newer is older or not _later(older.newest, newer.newest):
+                continue
+            verdict, certain = rule(older.newest, newer.newest)
+            if not certain:
+                said = settled(older, newer)
+                if said is not None:
+                    verdict = said
+                elif len(answers) <= _ENUMERATION and len(found.doubts) < _MOST_DOUBTS:
+                    found.doubts.append((older, newer, verdict))
+            if verdict:
+                # The first to replace it, whichever question it was found by.
+                if (
+                    older.replaced_by is None
+                    or newer.newest.newest < older.replaced_by.newest.newest
+                ):
+                    older.replaced_by = newer
+                break
+
+
+def _later(older: Saying, newer: Saying) -> bool:
+    """Whether the one was said after the other, for certain, and not in one breath with it."""
+    if older.place == newer.place or newer.newest[0] == -inf:
+        return False
+    if older.newest[0] < newer.newest[0]:
+        return True
+    return 0 < older.valid_from < newer.valid_from
+
+
+def _questions(
+    known: Sayings, meanings: list[Meaning], subjects: frozenset[str]
+) -> Iterable[
+    tuple[dict[tuple[str, ...], list[Meaning]], Callable[[Saying, Saying], tuple[bool, bool]]]
+]:
+    """Yield the meanings by the questions they answer, with the rule for each kind of question."""
+    by_claim: dict[tuple[str, ...], list[Meaning]] = {}
+    for meaning in meanings:
+        by_claim.setdefault(meaning.newest.reading.claim, []).append(meaning)
+    yield by_claim, _denied
+    by_claim.clear()
+
+    by_frame: dict[tuple[str, ...], list[Meaning]] = {}
+    for meaning in meanings:
+        reading = meaning.newest.reading
+        if reading.values:
+            by_frame.setdefault(reading.frame, []).append(meaning)
+    yield by_frame, _revalued
+    by_frame.clear()
+
+    by_place: dict[tuple[str, ...], list[Meaning]] = {}
+    for meaning in meanings:
+        reading = meaning.newest.reading
+        for n, word in enumerate(reading.words[:3]):
+            if word in {"~live", "~work"} and reading.names and not reading.negated:
+                by_place.setdefault(reading.words[: n + 1], []).append(meaning)
+    yield by_place, _relocated
+    by_place.clear()
+
+    by_slot: dict[tuple[str, ...], list[Meaning]] = {}
+    for meaning in meanings:
+        newest = max(meaning.sayings, key=lambda s: s.order_of_slot)
+        if not newest.slot:
+            continue
+        slot = known.question_of(newest)
+        subject = next((w for w in newest.reading.words[:1] if w in subjects), "")
+        # A slot of one word ("work", "status") means little without its category and subject.
+        words = len(slot.split())
+        by_slot.setdefault((slot, subject, newest.category) if words < 2 else (slot,), []).append(
+            meaning
+        )
+    yield by_slot, _answered
+
+
+def _subjects(meanings: list[Meaning]) -> frozenset[str]:
+    """Names that statements begin with, known for names by standing capitalised elsewhere."""
+    return frozenset(name for m in meanings for s in m.sayings for name in s.reading.names)
+
+
+def _denied(older: Saying, newer: Saying) -> tuple[bool, bool]:
+    return older.reading.negated != newer.reading.negated, True
+
+
+def _revalued(older: Saying, newer: Saying) -> tuple[bool, bool]:
+    """Decide on the same frame with other values."""
+    words = older.reading.words
+    if any(is_predicate(w, "single") and w != "~due" for w in words):
+        return True, True
+    if words[0] == "~has" and len(words) == 3 and words[1][0] == "#":
+        return True, True
+    if older.slot and older.slot == newer.slot:
+        return True, True
+    if any(w[0] == "@" for w in words):
+        # A plan can be changed only before it took place.
+        return _day_of(older) >= newer.newest[0], True
+    return False, False
+
+
+def _day_of(saying: Saying) -> float:
+    """Return the last second of the day a statement is about, epoch seconds; -inf if unknown."""
+    said = saying.newest[0]
+    if said == -inf:
+        return -inf
+    year_said = datetime.fromtimestamp(said, UTC).year
+    for value in saying.reading.values:
+        if value[0] == "@":
+            year, month, day = ([*value[1:].split("-"), "28"])[:3]
+            for candidate in [int(year)] if year else [year_said, year_said + 1]:
+                try:
+                    at = datetime(candidate, int(month), int(day), 23, 59, 59, tzinfo=UTC)
+                except ValueError:
+                    return -inf
+                if year or at.timestamp() >= said:
+                    return at.timestamp()
+    return -inf
+
+
+def _relocated(older: Saying, newer: Saying) -> tuple[bool, bool]:
+    return not set(older.reading.names) & set(newer.reading.names), True
+
+
+def _answered(older: Saying, newer: Saying) -> tuple[bool, bool]:
+    """Decide on the same slot with another answer."""
+    old, new = older.reading, newer.reading
+    if old.frame == new.frame:
+        return True, True
+    shared = {w for w in old.words if w[0] == "~"} & {w for w in new.words if w[0] == "~"}
+    if any(is_predicate(w, "single") and _before(old, w) == _before(new, w) for w in shared):
+        return True, True
+    if any(is_predicate(w, "many") for w in shared) and old.negated == new.negated:
+        return False, False
+    if holds_many(older.slot):
+        return False, False
+    if shared or old.words[0] == new.words[0] or overlap(old.claim, new.claim) >= 0.3:
+        return True, True
+    return True, False
+
+
+def _before(reading: Reading, word: str) -> tuple[str, ...]:
+    return reading.words[: reading.words.index(word)]

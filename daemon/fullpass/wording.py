@@ -1,0 +1,399 @@
+"""Reading a statement: what it says, with the wording set aside.
+
+`read` turns "Doesn't live in Ghent any more" and "No longer lives in Ghent" into the same words, so
+that everything after compares tuples. It knows the small change of eight languages (wording.txt)
+and leaves what it does not know as it stands: a word it misses costs a merge, never a fact.
+Numbers begin with "#", days with "@", predicates with "~"; "!" denies.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+
+NOT = "!"
+_MONTH = "\x01"
+"""Marks a month until its day and year are found; no word begins with it."""
+
+# A word, a number with its sign, or a sign that tells things apart: C from C++, 5 € from 5 $.
+_TOKEN = re.compile(
+    r"(?<![\w.,:])[-−]\d+(?:[.,:]\d+)*|\d+(?:[.,:]\d+)*"
+    r"|[^\W\d_]+(?:['’][^\W\d_]+)*(?:\+\+|\+|#)?"
+    r"|[<>=≤≥%€$£¥°\u2190-\u2bff\U0001f000-\U0001faff]"
+)
+_ISO_DAY = re.compile(r"\b(\d{4})-(\d\d)-(\d\d)\b")
+_THOUSANDS = re.compile(r"\d{1,3}(?:[.,]\d{3})+")
+_ORDINALS = frozenset({"st", "nd", "rd", "th", "er", "º", "ª"})
+# Scripts written without spaces: their runs are read as pairs of characters.
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
+_UNSPACED_NOT = re.compile(r"なくなった|なかった|ません|ない|没有|沒有|不再|不|没|沒|無い|未|ไม่")
+_UNSPACED_FILLER = re.compile(r"[はがをにでとものよねすま了的是很也]|です|ます")
+_KOREAN_NOT = re.compile(r"^(?:않|못하|안하)|없(?:다|음|어|습니다)$|아니다$")
+
+
+@dataclass(frozen=True, slots=True)
+class _Language:
+    """The phrases of one language by their first word, longest first."""
+
+    phrases: dict[str, list[tuple[tuple[str, ...], tuple[str, ...]]]] = field(default_factory=dict)
+    filler: set[str] = field(default_factory=set)
+    months: dict[str, int] = field(default_factory=dict)
+    order: set[str] = field(default_factory=set)
+    denials: set[str] = field(default_factory=set)
+
+    def add(self, phrase: tuple[str, ...], meaning: tuple[str, ...]) -> None:
+        known = self.phrases.setdefault(phrase[0], [])
+        known.append((phrase, meaning))
+        known.sort(key=lambda entry: -len(entry[0]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Wording:
+    languages: dict[str, _Language]
+    single: frozenset[str]
+    many: frozenset[str]
+    many_slots: frozenset[str]
+
+
+@cache
+def _wording() -> _Wording:
+    """Load wording.txt."""
+    languages: dict[str, _Language] = {}
+    sets: dict[str, frozenset[str]] = {}
+    language = _Language()
+    for line in files(__package__).joinpath("wording.txt").read_text("utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        if line.startswith("["):
+            language = languages[line.strip("[]")] = _Language()
+            continue
+        head, _, tail = line.partition(": ")
+        kind, _, canonical = head.partition(" ")
+        phrases = [p.strip() for p in tail.split("|")]
+        if kind in {"single", "many", "many-slots"}:
+            sets[kind] = frozenset(phrases)
+            continue
+        for phrase in phrases:
+            words = tuple(_words(phrase))
+            if kind == "order":
+                language.order.add(phrase)
+            elif kind == "month":
+                language.months[phrase] = int(canonical)
+            elif kind == "filler":
+                language.add(words, ())
+                language.filler.update(words)
+            else:
+                meaning = {"not": (NOT,), "number": (f"#{canonical}",)}.get(kind)
+                language.add(words, meaning or tuple(canonical.split()))
+                if kind == "not":
+                    language.filler.update(words)
+                    language.denials.update(words if len(words) == 1 else ())
+    return _Wording(languages, sets["single"], sets["many"], sets["many-slots"])
+
+
+def _words(text: str) -> list[str]:
+    """Split folded text into words, numbers and telling signs."""
+    folded = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
+    words: list[str] = []
+    for token in _TOKEN.findall(folded):
+        if "'" in token:
+            words.extend(part for part in token.replace("n't", "'not").split("'") if part)
+        elif _UNSPACED.match(token):
+            words.extend(_unspaced(token))
+        elif _KOREAN_NOT.search(token):
+            words += [NOT, token]
+        elif token in _ORDINALS and words and words[-1][-1].isdigit():
+            continue  # 3rd, 1er
+        else:
+            words.append(token)
+    return words
+
+
+def _unspaced(run: str) -> list[str]:
+    denials = _UNSPACED_NOT.findall(run)
+    rest = _UNSPACED_NOT.sub("", run)
+    rest = _UNSPACED_FILLER.sub("", rest) or rest
+    pairs = [rest[i : i + 2] for i in range(len(rest) - 1)] or ([rest] if rest else [])
+    return [NOT] * bool(denials) + pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a statement says, as comparable words, in its order."""
+
+    words: tuple[str, ...]
+    ordered: bool
+    """Whether two parts of it may not change places ("tea to coffee", "from Porto to Ghent")."""
+    names: tuple[str, ...]
+    """Its proper names, folded, as far as capitals tell; the first word is never known for one."""
+    language: str
+
+    @property
+    def negated(self) -> bool:
+        """Whether the statement denies."""
+        return NOT in self.words
+
+    @property
+    def claim(self) -> tuple[str, ...]:
+        """What it affirms or denies."""
+        return tuple(w for w in self.words if w != NOT)
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What two statements share when they say the same, word for word but for the wording."""
+        return self.words if self.ordered or not self.negated else (NOT, *self.claim)
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Its numbers and days, in order."""
+        return tuple(w for w in self.words if w[0] in "#@")
+
+    @property
+    def frame(self) -> tuple[str, ...]:
+        """What it says with the numbers and days left open."""
+        return tuple(w[0] if w[0] in "#@" else w for w in self.key)
+
+
+def read(statement: str) -> Reading:
+    """Read a statement."""
+    dated = _ISO_DAY.sub(lambda d: f" {int(d[3])} \x00{int(d[2])} {d[1]} ", statement)
+    words = _words(dated.replace("\x00", "isomonth"))
+    wording = _wording()
+    name = _language_of(words)
+    language = wording.languages[name]
+    shared = wording.languages["all"]
+    told: list[str] = []
+    at = 0
+    ordered = False
+    while at < len(words):
+        word = words[at]
+        ordered = ordered or word in language.order
+        if word[0].isdigit() or (len(word) > 1 and word[0] in "-−" and word[1].isdigit()):
+            told.append(f"#{_number(word)}")
+            at += 1
+            continue
+        month = language.months.get(word)
+        if word == "isomonth" and _between("".join(words[at + 1 : at + 2]), 1, 12) is not None:
+            month, at = int(words[at + 1]), at + 1
+        if month is not None and (
+            word not in {"may", "march", "mar", "mars", "mai"} or _by_number(words, at)
+        ):
+            told.append(f"{_MONTH}{month}")
+            at += 1
+            continue
+        for phrase, meaning in language.phrases.get(word) or shared.phrases.get(word) or ():
+            taken, denied = _matched(phrase, words, at, language.denials)
+            if taken:
+                told += [NOT] * (denied and NOT not in meaning)
+                told.extend(meaning)
+                at += taken
+                break
+        else:
+            told.append(word)
+            at += 1
+    said = _compared(_with_days(_denied_once(told)))
+    if name == "en":
+        said = _bare_verb(said)
+    ordered = ordered or ">" in said or NOT in said[2:]
+    return Reading(
+        words=tuple(said) or tuple(words) or (statement.strip() or "?",),
+        ordered=ordered,
+        names=_names(statement, said) if name != "de" else (),
+        language=name,
+    )
+
+
+def _names(statement: str, said: list[str]) -> tuple[str, ...]:
+    """Return the capitalised words that carry meaning, but for the first of the statement."""
+    known = set(said)
+    later = _LETTERS.findall(statement)[1 if statement[:1].isupper() else 0 :]
+    capitals = [w for w in later if w[0].isupper()]
+    return tuple(dict.fromkeys(n for c in capitals if (n := c.casefold()) in known))
+
+
+_LETTERS = re.compile(r"[^\W\d_]+(?:\+\+|\+|#)?")
+
+
+def _denied_once(words: list[str]) -> list[str]:
+    """Count "ne … pas" and "not … any more" as one denial; a last word's denies the whole."""
+    once = [w for n, w in enumerate(words) if w != NOT or NOT not in words[max(0, n - 2) : n]]
+    if once[-1:] == [NOT]:
+        once.pop()
+        once = once if NOT in once else [NOT, *once]
+    return once
+
+
+def _bare_verb(words: list[str]) -> list[str]:
+    """Read "eats" and "does not eat" alike: the first word loses its third-person ending."""
+    at = 1 if words[:1] == [NOT] else 0
+    if at < len(words) and len(verb := words[at]) > 3 and verb.isalpha():
+        for ending, bare in _ENDINGS:
+            if verb.endswith(ending):
+                words = [*words[:at], verb.removesuffix(ending) + bare, *words[at + 1 :]]
+                break
+    return words
+
+
+_ENDINGS = (
+    ("ss", "ss"), ("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("zes", "z"),
+    ("oes", "o"), ("s", ""),
+)  # fmt: skip
+
+
+def _matched(
+    phrase: tuple[str, ...], words: list[str], at: int, denials: set[str]
+) -> tuple[int, bool]:
+    """Return how many words a phrase takes here (0: none), and whether a denial stands in it.
+
+    "Decided not to" is "decided to", denied.
+    """
+    end = at
+    denied = False
+    for n, wanted in enumerate(phrase):
+        if n and not denied and end < len(words) and words[end] in denials:
+            denied = words[end] != wanted
+            end += denied
+        if end >= len(words) or words[end] != wanted:
+            return 0, False
+        end += 1
+    return end - at, denied
+
+
+def _by_number(words: list[str], at: int) -> bool:
+    near = words[max(0, at - 2) : at] + words[at + 1 : at + 2]
+    return any(w[0].isdigit() for w in near)
+
+
+def _language_of(words: list[str]) -> str:
+    """Name the language whose small words stand most often in it; English when none does."""
+    signs = _signs()
+    hits: dict[str, float] = {}
+    for word in words:
+        for name, weight in signs.get(word, ()):
+            hits[name] = hits.get(name, 0.0) + weight
+    if not hits:
+        return "en"
+    most = max(hits.values())
+    tied = [name for name in _wording().languages if hits.get(name) == most]
+    return tied[0] if len(tied) == 1 else max(tied, key=lambda name: _phrased(words, name))
+
+
+def _phrased(words: list[str], name: str) -> int:
+    """Count the words of phrases of several words: "vive no" is Portuguese, not "does not live"."""
+    language = _wording().languages[name]
+    return sum(
+        len(phrase)
+        for at, word in enumerate(words)
+        for phrase, _ in language.phrases.get(word, ())
+        if len(phrase) > 1 and tuple(words[at : at + len(phrase)]) == phrase
+    )
+
+
+@cache
+def _signs() -> dict[str, tuple[tuple[str, float], ...]]:
+    """Return which languages each known word speaks for, and how much."""
+    signs: dict[str, tuple[tuple[str, float], ...]] = {}
+    for name, language in _wording().languages.items():
+        if name != "all":
+            for word in language.filler | language.phrases.keys():
+                weight = 1.0 if word in language.filler else 0.7
+                signs[word] = (*signs.get(word, ()), (name, weight))
+    return signs
+
+
+def _number(word: str) -> str:
+    sign = "-" if word[0] in "-−" else ""
+    digits = word.lstrip("-−")
+    if _THOUSANDS.fullmatch(digits):
+        digits = re.sub(r"[.,]", "", digits)
+    return sign + digits.replace(",", ".")
+
+
+def _with_days(words: list[str]) -> list[str]:
+    """Join day, month and year into one word: @2025-03-03, @-03-03 or @2025-03."""
+    told: list[str] = []
+    at = 0
+    while at < len(words):
+        if not words[at].startswith(_MONTH):
+            told.append(words[at])
+            at += 1
+            continue
+        month = int(words[at].removeprefix(_MONTH))
+        day = year = None
+        at += 1
+        if told and (day := _between(told[-1], 1, 31)) is not None:
+            told.pop()
+        elif at < len(words) and (day := _between(words[at], 1, 31)) is not None:
+            at += 1
+        if at < len(words) and (year := _between(words[at], 1000, 2999)) is not None:
+            at += 1
+        told.append(
+            "@" + (str(year) if year else "") + f"-{month:02}" + (f"-{day:02}" if day else "")
+        )
+    return told
+
+
+def _between(word: str, low: int, high: int) -> int | None:
+    digits = word.removeprefix("#")
+    return int(digits) if digits.isdecimal() and low <= int(digits) <= high else None
+
+
+def _compared(words: list[str]) -> list[str]:
+    """Read "likes A more than B" and "prefers A to B" alike."""
+    if "~morethan" in words and "~like" in words:
+        return ["~prefer" if w == "~like" else ">" if w == "~morethan" else w for w in words]
+    if "~prefer" in words:
+        words = [">" if w in _PREFERRED_OVER else w for w in words]
+        return [w for n, w in enumerate(words) if w != ">" or words[n - 1] != ">"]
+    return words
+
+
+_PREFERRED_OVER = frozenset(
+    ["to", "over", "rather", "than", "instead", "à", "au", "aux", "que", "a", "al", "als",
+     "gegenüber", "boven", "~morethan"]
+)  # fmt: skip
+
+
+def is_filler(word: str) -> bool:
+    """Whether a word says nothing of its own in some language; denials do."""
+    return any(
+        word in language.filler and word not in language.denials
+        for language in _wording().languages.values()
+    )
+
+
+def sides(reading: Reading) -> tuple[frozenset[str], ...]:
+    """Split what a statement says at the words whose sides may not change places."""
+    order = _wording().languages[reading.language].order
+    parts: list[set[str]] = [set()]
+    for word in reading.words:
+        if word in order or word in {NOT, ">"}:
+            parts.append({word})
+        else:
+            parts[-1].add(word)
+    return tuple(map(frozenset, parts))
+
+
+def is_predicate(word: str, kind: str) -> bool:
+    """Whether a predicate has one answer at a time ("single") or several ("many")."""
+    wording = _wording()
+    return word in (wording.single if kind == "single" else wording.many)
+
+
+def fold_slot(slot: str) -> str:
+    """Return a slot up to case, order of no account words, plural and possessive."""
+    words = [
+        w
+        for w in _words(slot.replace("_", " ").replace("-", " "))
+        if w not in {"the", "of", "s", "my", "user", "current", "new", "a", "for", "in"}
+    ]
+    return " ".join(sorted(words))
+
+
+def holds_many(slot: str) -> bool:
+    """Whether a slot is a kind of thing of which a person has several ("hobbies", "pet")."""
+    words = _words(slot.replace("_", " "))
+    return not words or words[-1] in _wording().many_slots

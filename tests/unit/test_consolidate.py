@@ -1,0 +1,248 @@
+"""What two statements have to do with each other: the same, newer, or nothing."""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daemon.fullpass.alike import alike
+from daemon.fullpass.judge import batched
+from daemon.fullpass.meaning import may_be_same, reorderable, says_only
+from daemon.fullpass.sayings import Mention, Sayings
+from daemon.fullpass.supersede import Meaning, succeed
+from daemon.fullpass.wording import fold_slot, holds_many, read
+
+DAY = 86_400.0
+START = 1_700_000_000.0
+
+
+def said(
+    *mentions: tuple[str, float] | tuple[str, float, str] | tuple[str, float, str, str],
+) -> Sayings:
+    """Make sayings of (statement, day, slot, source); a day of -inf is unknown."""
+    known = Sayings()
+    for n, (statement, day, *rest) in enumerate(mentions):
+        slot, source = [*rest, "", ""][:2]
+        known.add(
+            Mention(
+                row=n,
+                source=source or "chatgpt",
+                category="preferences",
+                slot=slot,
+                statement=statement,
+                confidence="high",
+                place=f"conversation-{n}/message",
+                observed=START + day * DAY if day > -inf else -inf,
+                valid_from=0,
+            )
+        )
+    known.unite_certain()
+    return known
+
+
+def current(*mentions: tuple[str, float] | tuple[str, float, str]) -> list[int]:
+    """Return which of the mentions are current, by their place in the list."""
+    known = said(*mentions)
+    meanings = [Meaning(sayings) for sayings in known.meanings()]
+    succeed(known, meanings, {})
+    return sorted(m.newest.newest_row for m in meanings if m.replaced_by is None)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Prefers tea to coffee", "prefers  tea over coffee."),
+        ("Likes tea more than coffee", "Prefers tea to coffee"),
+        ("Lives in Ghent", "Home is in Ghent"),
+        ("Doesn't live in Ghent", "No longer lives in Ghent anymore"),
+        ("Has 2 cats", "Has two cats"),
+        ("Launch is on 3 March 2025", "Launch is on 2025-03-03"),
+        ("Launch is on March 3rd", "Launch is on 3 March"),
+        ("Wohnt in Köln", "Lebt in Köln"),
+        ("N’aime pas les olives", "Déteste les olives"),
+        ("Vive en Sevilla", "Reside en Sevilla"),
+        ("Mora no Porto", "Vive no Porto"),
+        ("Любит чай", "Нравится чай"),
+        ("紅茶が好きです。", "紅茶が好きです"),
+        ("Cafe\u0301 Lumen is a favourite", "Café Lumen is a favourite"),
+    ],
+)
+def test_wording_makes_no_difference(one: str, other: str) -> None:
+    assert read(one).key == read(other).key
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Prefers tea to coffee", "Prefers coffee to tea"),
+        ("Flies from Oslo to Rome", "Flies from Rome to Oslo"),
+        ("Launch is on 3 March", "Launch is on 3 April"),
+        ("Has two cats", "Has three cats"),
+        ("Temperature limit is 5 degrees", "Temperature limit is -5 degrees"),
+        ("Eats meat", "Doesn't eat meat"),
+        ("Programs in C", "Programs in C++"),
+        ("Likes 🐶", "Likes 🐱"),
+        ("喜欢喝茶", "不喜欢喝茶"),
+        ("Sister Anna lives in Lyon", "Sister Marta lives in Lyon"),
+        ("Likes tea, not coffee", "Likes coffee, not tea"),
+        ("Spends less than 5 €", "Spends more than 5 €"),
+        ("Anna teaches Bob chess", "Bob teaches Anna chess"),
+        ("Trinkt Kaffee", "Trinkt keinen Kaffee"),
+    ],
+)
+def test_what_differs_is_never_the_same_whoever_says_so(one: str, other: str) -> None:
+    a, b = read(one), read(other)
+    assert a.key != b.key
+    assert reorderable(a) is None or reorderable(a) != reorderable(b)
+    if "Anna teaches" not in one and "less" not in one and "🐶" not in one and "C" != one[-1]:
+        assert not may_be_same(a, b)
+
+
+def test_a_model_may_join_what_has_other_words_but_no_other_number_name_or_day() -> None:
+    assert may_be_same(read("Doesn't eat meat"), read("Vegetarian"))
+    assert may_be_same(read("Birthday is on 3 March"), read("Was born on 3 March 1990"))
+    assert not may_be_same(read("Birthday is on 3 March 1991"), read("Was born on 3 March 1990"))
+    assert not may_be_same(read("Works with Anna"), read("Works with Tom"))
+    assert not may_be_same(read("Runs 5 km"), read("Runs 10 km"))
+
+
+def test_word_order_matters_only_where_it_can() -> None:
+    assert reorderable(read("Enjoys long walks in the evening")) == reorderable(
+        read("Enjoys evening walks, long")
+    )
+    assert reorderable(read("Moved from Porto to Ghent")) is None
+
+
+def test_the_newest_wording_and_both_sightings_make_one_fact() -> None:
+    known = said(("Lives in Ghent", 1), ("Home is in Ghent", 9))
+    (meaning,) = known.meanings()
+    assert len(meaning) == 1
+    assert meaning[0].newest_row == 1
+    assert meaning[0].first == START + DAY
+
+
+def test_sources_keep_their_own_facts_of_one_meaning() -> None:
+    known = said(("Lives in Ghent", 1, "", "chatgpt"), ("Home is in Ghent", 2, "", "claude"))
+    (meaning,) = known.meanings()
+    assert sorted(s.source for s in meaning) == ["chatgpt", "claude"]
+
+
+def test_the_order_in_which_mentions_come_changes_nothing() -> None:
+    mentions = [("Lives in Ghent", 3.0), ("Has two cats", 1.0), ("Home is in Ghent", 9.0)]
+    ways = [said(*mentions), said(*reversed(mentions))]
+    told = [
+        [(s.reading.key, s.newest[0], s.first) for group in way.meanings() for s in group]
+        for way in ways
+    ]
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    [
+        (("Lives in Porto", 1, "home city"), ("Lives in Ghent", 2, "Home  City")),
+        (("Lives in Porto", 1), ("Home is in Ghent", 2)),
+        (("Eats meat", 1), ("Doesn't eat meat", 2)),
+        (("Doesn't eat meat", 1), ("Eats meat", 2)),
+        (("Has two cats", 1), ("Has three cats", 2)),
+        (("Decided to buy the boat", 1), ("Decided not to buy the boat", 2)),
+        (("Lanternfish runs on SQLite", 1, "Lanternfish database"),
+         ("Uses Postgres for Lanternfish", 2, "lanternfish database")),
+        (("Launch is on 3 March", 1), ("Launch is on 3 April", 2)),
+        (("Prefers Vim", 1, "favourite editor"), ("Prefers Helix", 2, "favourite editor")),
+        (("Lives in Porto", -inf, "home city"), ("Lives in Ghent", 2, "home city")),
+    ],
+)  # fmt: skip
+def test_the_newest_answer_stands(older: tuple, newer: tuple) -> None:
+    assert current(older, newer) == [1]
+    assert current(newer, older) == [0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("Likes sushi", 1, "food preference"), ("Likes pizza", 2, "food preference")),
+        (("Speaks French", 1, "language"), ("Speaks German", 2, "language")),
+        (("Has a cat called Miso", 1, "pets"), ("Has a dog called Rex", 2, "pets")),
+        (("Sister lives in Porto", 1), ("Lives in Ghent", 2)),
+        (("Lives in a small flat", 1), ("Lives in Ghent", 2)),
+        (("Lanternfish is in beta", 1, "status"), ("Saltmarsh is finished", 2, "status")),
+        (("Decided to buy 12 chairs", 1), ("Decided to buy 14 chairs", 2)),
+        (("Lives in Porto", -inf, "home city"), ("Lives in Ghent", -inf, "home city")),
+        (("Concert is on 3 March 2021", 1), ("Concert is on 5 May 2024", 2)),
+    ],
+)
+def test_what_can_both_be_true_stands_side_by_side(one: tuple, other: tuple) -> None:
+    # A statement elsewhere shows that the projects' names are names.
+    assert current(one, other, ("Works on Lanternfish and Saltmarsh", 0)) == [0, 1, 2]
+
+
+def test_what_nobody_can_date_never_replaces_what_has_a_date() -> None:
+    assert current(("Lives in Ghent", 5, "home city"), ("Lives in Porto", -inf, "home city")) == [0]
+
+
+def test_said_again_makes_an_old_answer_the_newest() -> None:
+    assert current(
+        ("Lives in Porto", 1, "home city"),
+        ("Lives in Ghent", 2, "home city"),
+        ("Lives in Porto", 3, "home city"),
+    ) == [2]
+
+
+def test_a_renamed_project_keeps_its_questions() -> None:
+    assert current(
+        ("Seedbank runs on SQLite", 1, "Seedbank database"),
+        ("Renamed Seedbank to Furrow", 2),
+        ("Furrow runs on Postgres", 3, "Furrow database"),
+    ) == [1, 2]
+
+
+def test_slots_are_compared_without_their_wording() -> None:
+    assert fold_slot("Home city") == fold_slot("city of home") == fold_slot("user's home_city")
+    assert holds_many("hobbies")
+    assert holds_many("food preference")
+    assert not holds_many("home city")
+
+
+def test_rewordings_are_found_among_many_facts() -> None:
+    crowd = [(f"Has item {n} from shop{n % 7} at corner{n % 11}", float(n)) for n in range(2_000)]
+    known = said(
+        *crowd, ("Plays the hurdy-gurdy on Sundays", 1), ("On Sundays one hears the hurdy-gurdy", 2)
+    )
+    asked = {frozenset((a.newest_row, b.newest_row)) for a, b in alike(known, most=500)}
+    assert frozenset((2_000, 2_001)) in asked
+
+
+def test_a_new_question_leaves_most_batches_as_they_were() -> None:
+    pairs = [(f"Likes {n}", f"Enjoys {n}") for n in range(1_000)]
+    before = [tuple(b) for b in batched(pairs)]
+    after = [tuple(b) for b in batched([*pairs, ("Likes 500x", "Enjoys 500x")])]
+    assert len(set(after) - set(before)) <= 2
+
+
+def test_a_line_may_join_facts_but_not_mix_them() -> None:
+    facts = [read("Anna lives in Ghent"), read("Marta lives in Porto")]
+    assert says_only(read("Anna lives in Ghent, Marta lives in Porto"), facts)
+    assert not says_only(read("Anna lives in Porto, Marta lives in Ghent"), facts)
+    assert not says_only(read("Doesn't like olives"), [read("Likes olives")])
+    assert not says_only(read("Prefers coffee to tea"), [read("Prefers tea to coffee")])
+    assert not says_only(read("Lives in Ghent with Tom"), [read("Lives in Ghent")])
+
+
+_PIECES = st.lists(
+    st.sampled_from(["month", "may", "3", "31", "2025-13-40", "2025-02-30", "isomonth", "−", "n't", "no", "longer", "decided", "to", "not", "~", "!", ">", "'", "不", "ない", "3月", "++", "1.000,5"])
+).map(" ".join)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(st.text(), _PIECES), _PIECES)
+def test_any_text_can_be_read(one: str, other: str) -> None:
+    a, b = read(one), read(other)
+    assert a.words
+    assert a.frame
+    assert read(one).key == a.key
+    may_be_same(a, b)
+    says_only(a, [b])
