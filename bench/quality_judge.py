@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-# ruff: noqa: E501 - tables of metrics read better on one line
 import json
 import re
 from collections import Counter, defaultdict

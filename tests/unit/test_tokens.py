@@ -183,10 +183,11 @@ def test_the_estimate_is_near_what_a_tokenizer_counted(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", MEASURED)
-def test_a_text_told_three_times_counts_three_times(kind: str) -> None:
+def test_a_text_told_three_hundred_times_counts_so_many_times(kind: str) -> None:
     text = MEASURED[kind][1]
     once = estimate_tokens(text)
-    assert abs(estimate_tokens(text * 300) - 300 * once) <= 300
+    # Where a copy meets the next, a token or two may come or go.
+    assert abs(estimate_tokens(text * 300) - 300 * once) <= 2 * 300
 
 
 def test_characters_by_four_would_undercount_other_scripts() -> None:
