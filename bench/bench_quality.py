@@ -13,7 +13,6 @@ to tell.
 
 from __future__ import annotations
 
-# ruff: noqa: E501 - tables of sentences and of metrics read better on one line
 import argparse
 import asyncio
 import contextlib

@@ -8,7 +8,6 @@ The same seed gives the same export. Nothing here is known to the code under tes
 
 from __future__ import annotations
 
-# ruff: noqa: E501 - tables of sentences and of metrics read better on one line
 import json
 import random
 from dataclasses import dataclass

@@ -6,7 +6,6 @@ word lists, nor the other way round.
 
 from __future__ import annotations
 
-# ruff: noqa: E501 - tables of sentences read better on one line
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 

@@ -5,7 +5,6 @@ Its licence forbids shipping it: point --locomo at a folder (or file) that holds
 
 from __future__ import annotations
 
-# ruff: noqa: E501 - tables of sentences and of metrics read better on one line
 import asyncio
 import json
 import re

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-# ruff: noqa: E501 - tables of sentences and of metrics read better on one line
 import random
 import resource
 import time
