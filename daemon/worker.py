@@ -14,10 +14,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import resource
 import secrets
 import socket
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,13 +35,13 @@ from daemon.llm.ledger import Ledger
 from daemon.llm.limiter import CallLimiter
 from daemon.llm.providers import provider_from
 from daemon.logs import bind_job, get_logger, masked
-from daemon.memory_gauge import Gauge, allowed_calls, read_gauge
+from daemon.memory_gauge import Gauge, allowed_calls, peak_rss_bytes, read_gauge
 from daemon.queue import jobs
 from daemon.queue.backoff import Backoff
 from daemon.queue.ending import Endings, Tally
 from daemon.queue.heartbeat import Heartbeat
 from daemon.queue.lease import Lease, clock
-from daemon.queue.liveness import LoopEcho
+from daemon.queue.liveness import LoopEcho, patience_seconds
 from daemon.queue.shutdown import Shutdown
 from daemon.queue.wakeup import Wakeup
 
@@ -67,11 +65,7 @@ _NEAR_RETRY_SECONDS = 60.0
 _LONGEST_PAUSE_SECONDS = 300.0
 _ROOM_FOR_A_JOB_BYTES = 96 * 1024 * 1024
 _MEND_SECONDS = 3600.0
-_STEP_TIMEOUTS_WITHOUT_PROGRESS = 3
-_READING_TIMEOUT_SECONDS = 120.0
-"""A batch of chunks of the slowest link and the largest conversation, with room."""
 _LATE_SECONDS = 2.0
-_READING_STEPS = frozenset({"download_conversations", "chunk_conversations", "save_chunks"})
 
 
 class _WatchedLedger(Ledger):
@@ -283,7 +277,7 @@ class Worker:
         work = Pass(
             job, lease, serving.pool, settings, serving.caller, serving.tiers, serving.medium
         )
-        serving.heartbeat.add(lease, patience_seconds=lambda: self._patience_seconds(work))
+        serving.heartbeat.add(lease, patience_seconds=lambda: patience_seconds(work.step, settings))
         task = asyncio.create_task(self._run_job(work, serving.endings), name=f"job {job.id}")
         self._running[task] = lease
         if self._draining.is_set():
@@ -301,15 +295,6 @@ class Worker:
             serving.wakeup.wake()
 
         task.add_done_callback(ended)
-
-    def _patience_seconds(self, work: Pass) -> float:
-        """How long a job may go without progress where it stands now (promise 6)."""
-        timeout_seconds = self._settings.llm_timeout_seconds
-        if work.step in _READING_STEPS:
-            timeout_seconds = max(timeout_seconds, _READING_TIMEOUT_SECONDS)
-        elif work.step == "regenerate_sections":
-            timeout_seconds = self._settings.sections_timeout_seconds
-        return _STEP_TIMEOUTS_WITHOUT_PROGRESS * timeout_seconds
 
     def _admits(self) -> bool:
         """Whether another job may start now: a place, no pause, and memory for it."""
@@ -427,14 +412,8 @@ class Worker:
             "version": __version__,
             "rss_bytes": self._process.memory_info().rss,
             "memory_limit_bytes": self._gauge.limit_bytes,
-            "peak_rss_bytes": _peak_rss_bytes(),
+            "peak_rss_bytes": peak_rss_bytes(),
             "llm_in_flight": self._limiter.in_flight,
             "llm_limit": self._limiter.last_limit,
             "waiting_for": self._waiting_for or self._out_of_reach,
         }
-
-
-def _peak_rss_bytes() -> int:
-    """Return this process's highest resident size so far; the unit differs between systems."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

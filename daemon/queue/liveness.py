@@ -18,6 +18,12 @@ from daemon.queue.lease import clock
 if TYPE_CHECKING:
     from types import FrameType
 
+    from daemon.settings import Settings
+
+_STEP_TIMEOUTS_WITHOUT_PROGRESS = 3
+_READING_STEPS = frozenset({"download_conversations", "chunk_conversations", "save_chunks"})
+_READING_TIMEOUT_SECONDS = 120.0
+"""For a batch of chunks of the largest conversation over the slowest link, with room."""
 _FRAMES = 12
 _TASKS = 40
 
@@ -56,6 +62,16 @@ class LoopEcho:
         """Return the worst lag since this was last asked, in milliseconds."""
         worst, self._worst_seconds = max(self._worst_seconds, self.silent_seconds), 0.0
         return round(worst * 1000, 1)
+
+
+def patience_seconds(step: str, settings: Settings) -> float:
+    """Return how long a job may go without a receipt, a chunk batch or a step where it stands."""
+    timeout_seconds = settings.llm_timeout_seconds
+    if step in _READING_STEPS:
+        timeout_seconds = max(timeout_seconds, _READING_TIMEOUT_SECONDS)
+    elif step == "regenerate_sections":
+        timeout_seconds = settings.sections_timeout_seconds
+    return _STEP_TIMEOUTS_WITHOUT_PROGRESS * timeout_seconds
 
 
 def stacks(loop: asyncio.AbstractEventLoop) -> list[str]:

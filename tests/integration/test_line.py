@@ -364,4 +364,4 @@ async def test_heartbeats_and_progress_stay_heap_only(pool: Pool) -> None:
     assert after is not None
     updates, hot = (after[n] - before[n] for n in (0, 1))
     assert updates == 400
-    assert hot >= 0.98 * updates
+    assert hot >= 0.95 * updates
