@@ -202,26 +202,31 @@ def says_only(text: str, rows: list[Json]) -> bool:
 
 
 def best_ranked(got: Json) -> float:
-    """Share of the lines in MEMORY that the stated ranking puts before all that was left out."""
-    lines = memory_lines(got["memory"])
-    cited = {c for _, cites in lines for c in cites}
+    """Share of the current facts that are in MEMORY or rightly out of it by the stated ranking.
+
+    One that was left out is wronged by a lower-ranked one of its category that was kept and is no
+    shorter: where that fitted, it would have.
+    """
+    cited = {c for _, cites in memory_lines(got["memory"]) for c in cites}
     by_meaning: dict[Any, list[Json]] = defaultdict(list)
     for row in got["facts"]:
         if row["superseded_by"] is None:
             by_meaning[row["meaning"]].append(row)
-    wrong = total = 0
-    groups: dict[str, list[tuple[tuple[float, ...], bool, int]]] = defaultdict(list)
+    groups: dict[str, list[tuple[tuple[float, float], bool, int]]] = defaultdict(list)
     for rows in by_meaning.values():
         newest = max((r["observed_at"] for r in rows if r["observed_at"]), default=None)
         weight = sum(r["mentions"] for r in rows) + 2 * any(
             e.get("kind") in {"memory", "instructions"} for r in rows for e in r["evidence"]
         )
         shown = any(str(r["id"]).replace("-", "")[:8] in cited for r in rows)
-        rank = (weight, newest.timestamp() if newest else 0.0)
-        groups[rows[0]["category"]].append((rank, shown, len(rows[0]["statement"])))
+        rank = (float(weight), newest.timestamp() if newest else 0.0)
+        size = len(rows[0]["statement"].encode())
+        groups[rows[0]["category"]].append((rank, shown, size))
+    wronged = total = 0
     for ranked in groups.values():
-        least_shown = min((r for r, shown, _ in ranked if shown), default=None)
-        for own, shown, length in ranked:
+        kept = [(rank, size) for rank, shown, size in ranked if shown]
+        for rank, shown, size in ranked:
             total += 1
-            wrong += not shown and least_shown is not None and own > least_shown and length < 60
-    return 1 - wrong / max(1, total)
+            # A quarter more: tokens do not follow bytes exactly.
+            wronged += not shown and any(k[0] < rank and k[1] >= 1.25 * size for k in kept)
+    return 1 - wronged / max(1, total)
