@@ -64,6 +64,7 @@ _log = get_logger()
 _NEAR_RETRY_SECONDS = 60.0
 _LONGEST_PAUSE_SECONDS = 300.0
 _ROOM_FOR_A_JOB_BYTES = 96 * 1024 * 1024
+_REREAD_SECONDS = 0.2
 _MEND_SECONDS = 3600.0
 _LATE_SECONDS = 2.0
 
@@ -126,6 +127,7 @@ class Worker:
         self._out_of_reach: str | None = None
         self._mend_at = 0.0
         self._gauge: Gauge = read_gauge(memory_limit_mb=settings.memory_limit_mb)
+        self._gauge_read_at = time.monotonic()
         self._process = psutil.Process()
         # Built here, so that a missing key or a wrong provider ends the command before any claim.
         self._provider = provider_from(settings)
@@ -261,12 +263,13 @@ class Worker:
             if missing := await jobs.mend_queue(serving.pool):
                 _log.warning("queue.mended", users=missing)
             self._mend_at = time.monotonic() + _MEND_SECONDS * random.uniform(0.8, 1.2)
-        while self._admits():
+        while room := self._room():
             sent_at = clock()
-            job = await self._claim(serving.pool)
-            if job is None:
+            claimed = await self._claim(serving.pool, room)
+            for job in claimed:
+                self._start(serving, job, sent_at)
+            if len(claimed) < room:
                 return
-            self._start(serving, job, sent_at)
 
     def _start(self, serving: _Serving, job: Job, sent_at: float) -> None:
         settings = self._settings
@@ -296,25 +299,25 @@ class Worker:
 
         task.add_done_callback(ended)
 
-    def _admits(self) -> bool:
-        """Whether another job may start now: a place, no pause, and memory for it."""
-        if len(self._running) >= self._settings.max_concurrent_jobs or self._draining.is_set():
-            return False
-        if time.monotonic() < self._paused_until:
-            return False
-        if not self._running:
-            return True
-        self._gauge = read_gauge(memory_limit_mb=self._settings.memory_limit_mb)
-        return self._gauge.available_bytes >= _ROOM_FOR_A_JOB_BYTES
+    def _room(self) -> int:
+        """How many more jobs may start now: places, no pause, and memory for them."""
+        places = self._settings.max_concurrent_jobs - len(self._running)
+        if places <= 0 or self._draining.is_set() or time.monotonic() < self._paused_until:
+            return 0
+        if time.monotonic() >= self._gauge_read_at + _REREAD_SECONDS:
+            self._gauge = read_gauge(memory_limit_mb=self._settings.memory_limit_mb)
+            self._gauge_read_at = time.monotonic()
+        # One job runs in whatever memory there is; more need room.
+        least = 0 if self._running else 1
+        return min(places, max(least, self._gauge.available_bytes // _ROOM_FOR_A_JOB_BYTES))
 
-    async def _claim(self, pool: Pool) -> Job | None:
+    async def _claim(self, pool: Pool, room: int) -> list[Job]:
         settings = self._settings
-        tally = self.tally
-        ended = {*tally.completed, *tally.failed, *tally.left}
-        if self._only is not None and (self._running or self._only in ended):
-            return None  # its one job had its turn
-        return await jobs.claim(
+        if self._only is not None and (self._running or self._only in self.tally.completed):
+            return []
+        return await jobs.claim_many(
             pool,
+            limit=room,
             worker_id=self.worker_id,
             lease_seconds=settings.lease_seconds,
             version=__version__,

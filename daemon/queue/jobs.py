@@ -43,28 +43,59 @@ async def claim(
     only: UUID | None = None,
 ) -> Job | None:
     """Take one due job, or None; `only` that one, due or not. Expired leases are swept first."""
+    claimed = await claim_many(
+        pool,
+        limit=1,
+        worker_id=worker_id,
+        lease_seconds=lease_seconds,
+        version=version,
+        rollout_percent=rollout_percent,
+        daily_limit=daily_limit,
+        only=only,
+    )
+    return claimed[0] if claimed else None
+
+
+async def claim_many(
+    pool: Pool,
+    *,
+    limit: int,
+    worker_id: str,
+    lease_seconds: float,
+    version: str,
+    rollout_percent: int = 100,
+    daily_limit: int | None = None,
+    only: UUID | None = None,
+) -> list[Job]:
+    """Take up to `limit` due jobs, each of another user."""
     with database_errors():
-        row = await pool.fetchrow(
-            "select * from fullpass.claim($1, $2, $3, $4, $5, $6)",
+        rows = await pool.fetch(
+            """
+            select id, user_id, storage_path, file_type, attempts, max_attempts, lease_epoch,
+                   started_at
+            from fullpass.claim($1, $2, $3, $4, $5, $6, $7)
+            """,
             worker_id,
             lease_seconds,
             version,
             rollout_percent,
             daily_limit,
             only,
+            limit,
         )
-    if row is None:
-        return None
-    return Job(
-        id=row["id"],
-        user_id=row["user_id"],
-        storage_path=row["storage_path"],
-        file_type=row["file_type"],
-        attempt=row["attempts"],
-        max_attempts=row["max_attempts"] or 5,
-        lease_epoch=row["lease_epoch"],
-        started_at=row["started_at"],
-    )
+    return [
+        Job(
+            id=row["id"],
+            user_id=row["user_id"],
+            storage_path=row["storage_path"],
+            file_type=row["file_type"],
+            attempt=row["attempts"],
+            max_attempts=row["max_attempts"] or 5,
+            lease_epoch=row["lease_epoch"],
+            started_at=row["started_at"],
+        )
+        for row in rows
+    ]
 
 
 async def complete(pool: Pool, job: Job, *, result: dict[str, Any], cost: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ class Wakeup:
         """Return on a notice, or after the (jittered) poll interval or `seconds`."""
         if self._listening is None and self._listen_url is not None:
             self._listening = asyncio.create_task(self._keep_listening(self._listen_url))
-        pause = seconds if seconds is not None else self._poll_seconds * random.uniform(0.8, 1.2)
+        pause = seconds if seconds is not None else self._poll_seconds * random.uniform(0.75, 1.0)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._event.wait(), timeout=pause)
         self._event.clear()

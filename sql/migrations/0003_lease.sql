@@ -244,7 +244,14 @@ begin
                                           else full_pass_completed_at end
         where user_id = p_user;
         exit when found;
-        insert into public.user_profiles (user_id) values (p_user) on conflict (user_id) do nothing;
+        insert into public.user_profiles (
+            user_id, full_pass_status, progress_percent, import_stage, full_pass_error,
+            full_pass_started_at, full_pass_completed_at)
+        values (p_user, coalesce(p_status, 'pending'), p_percent, p_stage,
+                nullif(left(p_error, 500), ''), p_started_at,
+                case when p_status = 'complete' then clock_timestamp() end)
+        on conflict (user_id) do nothing;
+        exit when found;
     end loop;
 end
 $$;
@@ -462,15 +469,16 @@ begin
 end
 $$;
 
--- Gives one due job to a worker, or nothing; with p_only, that very job if it is pending, due or
--- not. Sweeps first, so recovery needs no leader.
+-- Gives up to p_limit due jobs to a worker; with p_only, that very job if it is pending, due or not.
+-- Sweeps first, so recovery needs no leader.
 --
 -- Takes the first ticket in line that nobody holds, then the best due job of its user. A ticket
 -- that leads to nothing is dropped or put away until there may be something; at most 200 are looked
 -- at in a call, and a call that stops there says so to all workers.
 create or replace function fullpass.claim(
     p_worker text, p_lease_seconds float8, p_version text,
-    p_rollout_percent int default 100, p_daily_limit int default null, p_only uuid default null
+    p_rollout_percent int default 100, p_daily_limit int default null, p_only uuid default null,
+    p_limit int default 1
 ) returns setof public.processing_jobs language plpgsql as $$
 declare
     v public.processing_jobs;
@@ -478,6 +486,7 @@ declare
     v_busy boolean;           -- this worker runs something already
     v_lone boolean;           -- and that must run alone
     v_running uuid;
+    v_taken int := 0;
     v_again timestamptz;
     v_soon interval := interval '1 second';
     v_now timestamptz := clock_timestamp();
@@ -523,7 +532,7 @@ begin
                    where not d.ready and d.due_at <= v_now
                    order by d.due_at limit 100 for update skip locked);
 
-    for i in 1..200 loop
+    for i in 1..200 + p_limit loop
         if p_rollout_percent >= 100 then
             select * into v_ticket from fullpass.tickets t
             where t.ready and not (v_busy and t.alone and t.reserved_until > v_now)
@@ -600,7 +609,8 @@ begin
             where id = v_ticket.id;
             continue;
         end if;
-        if v_busy and exists (select from fullpass.passes where job_id = v.id and alone) then
+        v_lone := exists (select from fullpass.passes where job_id = v.id and alone);
+        if v_lone and v_busy then
             update fullpass.tickets set
                 alone = true, reserved_by = p_worker,
                 reserved_until = v_now + make_interval(secs => p_lease_seconds)
@@ -632,7 +642,11 @@ begin
             delete from fullpass.tickets where id = v_ticket.id;
         end if;
         return next v;
-        return;
+        v_taken := v_taken + 1;
+        if v_lone or v_taken >= p_limit then
+            return;
+        end if;
+        v_busy := true;
     end loop;
     perform pg_notify('fullpass_jobs', '');
 end

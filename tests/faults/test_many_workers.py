@@ -65,13 +65,13 @@ async def test_many_workers_run_every_job_of_many_users_exactly_once_and_in_turn
         had[row["user_id"]] += 1
         if had[row["user_id"]] == few + 1:
             break
-    assert min(had[user] for user in people) >= few - 1
+    assert min(had[user] for user in people) >= few - 2, had
 
 
 async def test_rolling_restarts_under_load_use_no_attempt_and_lose_no_step(
     queue: Queue, tmp_path: Path
 ) -> None:
-    jobs = await queue.add("steps=6,ms=150", count=16)
+    jobs = await queue.add("steps=14,ms=200", count=16)
     calls = tmp_path / "calls"
     with ExitStack() as workers:
 
@@ -80,7 +80,7 @@ async def test_rolling_restarts_under_load_use_no_attempt_and_lose_no_step(
 
         running, restarts = [start(), start()], 0
         await queue.until("select count(*) = 2 from fullpass.workers")
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 60
         while await queue.db.fetchval(
             "select exists (select from processing_jobs where status <> 'complete')"
         ):
@@ -97,7 +97,7 @@ async def test_rolling_restarts_under_load_use_no_attempt_and_lose_no_step(
     rows = await queue.db.fetch("select attempts, crashes from processing_jobs")
     assert {tuple(row) for row in rows} == {(1, 0)}
     # What was called was kept: a drained step is never called again.
-    assert len(calls.read_text().splitlines()) == 6 * len(jobs)
+    assert len(calls.read_text().splitlines()) == 14 * len(jobs)
     assert await queue.db.fetchval(
         "select count(*) > 0 from fullpass.job_events where event = 'released'"
     )
@@ -176,7 +176,7 @@ async def test_a_job_that_kills_its_worker_is_quarantined_and_its_neighbours_are
 ) -> None:
     (poison,) = await queue.add("steps=1,ms=300,die=0")
     innocent = await queue.add("steps=8,ms=100", count=2)
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 60
     deaths = 0
     while (await queue.row(poison))["status"] != "failed":
         assert time.monotonic() < deadline
