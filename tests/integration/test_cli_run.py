@@ -105,7 +105,10 @@ def test_no_facts_are_explained(tmp_path: Path) -> None:
 def test_stopped_then_killed_then_run_again_it_pays_for_no_call_twice(
     tmp_path: Path, anthropic_server: AnthropicServer
 ) -> None:
-    cli = with_model(tmp_path, anthropic_server, EXTRACTION_WINDOW_TOKENS=1500)
+    # One call at a time: when the next is in flight, every earlier one has its receipt.
+    cli = with_model(
+        tmp_path, anthropic_server, EXTRACTION_WINDOW_TOKENS=1500, FACT_EXTRACTION_CONCURRENCY=1
+    )
     # Ctrl-C: the call in flight lands, and its receipt is kept.
     anthropic_server.hold(after_calls=2)
     process = cli.start("run", EXAMPLE)
