@@ -1,10 +1,11 @@
-"""LoCoMo through the pass: does chunking keep its evidence whole, do its observations arrive?
+"""LoCoMo through the pass: whether its evidence stays whole and its observations arrive.
 
 Its licence forbids shipping it: point --locomo at a folder (or file) that holds locomo10.json.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from datetime import UTC, datetime
@@ -70,18 +71,26 @@ def observations(sample: dict[str, Any]) -> list[Planted]:
     return planted
 
 
-async def locomo(url: str, given: Path, folder: Path) -> list[tuple[str, float, float | None]]:
+def samples(given: Path) -> list[dict[str, Any]]:
+    """Read locomo10.json from a file or a folder."""
+    file = given if given.is_file() else next(given.rglob("locomo10.json"))
+    loaded: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))
+    return loaded
+
+
+async def locomo(
+    url: str, given: list[dict[str, Any]], folder: Path
+) -> list[tuple[str, float, float | None]]:
     """Run each sample as a person of its own; return (metric, value, limit)."""
     import asyncpg  # noqa: PLC0415
 
     from bench.bench_quality import one_pass  # noqa: PLC0415
 
-    file = given if given.is_file() else next(given.rglob("locomo10.json"))
     whole = asked = arrived = shown = planted_count = 0
     db = await asyncpg.connect(url, statement_cache_size=0)
-    for number, sample in enumerate(json.loads(file.read_text("utf-8"))):
+    for number, sample in enumerate(given):
         export = folder / f"locomo-{number}.json"
-        export.write_text(json.dumps(as_export(sample)), encoding="utf-8")
+        await asyncio.to_thread(export.write_text, json.dumps(as_export(sample)), "utf-8")
         planted = observations(sample)
         with AnthropicServer(truth=planted) as server:
             got = await one_pass(url, export, server, memory_max_tokens=100_000)

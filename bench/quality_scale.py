@@ -72,7 +72,7 @@ class _Silent:
 
     offline = False
 
-    async def ask(self, _scope: Any, request: Any, _read: Any) -> Any:
+    async def ask(self, _scope: Any, _request: Any, _read: Any) -> Any:
         return SimpleNamespace(value=SimpleNamespace(items=()))
 
 

@@ -12,6 +12,7 @@ Sources (read 2026-11-22): the kernel's admin-guide/cgroup-v2.rst and cgroup-v1/
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,3 +204,9 @@ def _field(path: Path, name: str) -> int | None:
         if len(words) > 1 and words[0] == name and words[1].isdecimal():
             return int(words[1])
     return None
+
+
+def peak_rss_bytes() -> int:
+    """Return this process's highest resident size so far; the unit differs between systems."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -14,10 +14,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import resource
 import secrets
 import socket
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,7 +35,7 @@ from daemon.llm.ledger import Ledger
 from daemon.llm.limiter import CallLimiter
 from daemon.llm.providers import provider_from
 from daemon.logs import bind_job, get_logger, masked
-from daemon.memory_gauge import Gauge, allowed_calls, read_gauge
+from daemon.memory_gauge import Gauge, allowed_calls, peak_rss_bytes, read_gauge
 from daemon.queue import jobs
 from daemon.queue.backoff import Backoff
 from daemon.queue.ending import Endings, Tally
@@ -417,14 +415,8 @@ class Worker:
             "version": __version__,
             "rss_bytes": self._process.memory_info().rss,
             "memory_limit_bytes": self._gauge.limit_bytes,
-            "peak_rss_bytes": _peak_rss_bytes(),
+            "peak_rss_bytes": peak_rss_bytes(),
             "llm_in_flight": self._limiter.in_flight,
             "llm_limit": self._limiter.last_limit,
             "waiting_for": self._waiting_for or self._out_of_reach,
         }
-
-
-def _peak_rss_bytes() -> int:
-    """Return this process's highest resident size so far; the unit differs between systems."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -12,7 +12,7 @@ from array import array
 from collections import Counter
 from hashlib import blake2b
 from itertools import combinations
-from math import log
+from math import fsum, log
 from typing import TYPE_CHECKING
 
 from daemon.fullpass.meaning import may_be_same
@@ -115,8 +115,9 @@ def _key(text: str) -> int:
 def _likeness(a: Saying, b: Saying, weight: _Weights) -> float:
     """Weighted Jaccard similarity: rare words tell more than common ones."""
     first, second = set(_telling(a)), set(_telling(b))
-    shared = sum(map(weight.__getitem__, first & second))
-    everything = sum(map(weight.__getitem__, first | second))
+    # fsum: the order in which a set is walked must not decide which of two pairs is asked about.
+    shared = fsum(map(weight.__getitem__, first & second))
+    everything = fsum(map(weight.__getitem__, first | second))
     same_slot = 0.2 if a.slot and a.slot.casefold() == b.slot.casefold() else 0.0
     return shared / everything + same_slot if everything else 0.0
 

@@ -29,6 +29,7 @@ Relation = Literal["same", "replaces", "separate"]
 _LARGEST_BATCH = 60
 _USUAL_BATCH = 30
 _LONGEST_STATEMENT = 400
+_MOST_ALIKE = 300
 _SECOND_ASK = 3
 """Beyond the re-asks of a useless reply: the same batch again is another call."""
 
@@ -59,17 +60,19 @@ Pair = tuple[str, str]
 async def judge(work: Pass, pairs: Sequence[Pair], counts: Counter[str]) -> dict[Pair, Relation]:
     """Return what a model says of each pair; pairs it is silent about are missing.
 
-    What would change facts (same, replaces) is put a second time in other company and, if the two
-    answers differ, a third: two must agree. A slip seldom comes twice.
+    `pairs` come most alike first. The most alike, and all of which the answer would change facts
+    (same, replaces), are put a second time in other company and, if the two answers differ, a
+    third: two must agree. A slip seldom comes twice.
     """
     first = await _asked(work, list(batched(pairs)), counts, ask=0)
-    grave = [pair for pair, relation in first.items() if relation != "separate"]
-    second = await _asked(work, _turned(grave), counts, ask=_SECOND_ASK)
-    open_pairs = [pair for pair in grave if second.get(pair, first[pair]) != first[pair]]
-    third = await _asked(work, _turned(open_pairs), counts, ask=2 * _SECOND_ASK)
-    counts["pairs_disputed"] += len(open_pairs)
-    settled: dict[Pair, Relation] = {p: r for p, r in first.items() if r == "separate"}
-    for pair in grave:
+    alike = set(pairs[:_MOST_ALIKE])
+    again = [p for p, relation in first.items() if relation != "separate" or p in alike]
+    second = await _asked(work, _turned(again), counts, ask=_SECOND_ASK)
+    disputed = [pair for pair in again if second.get(pair, first[pair]) != first[pair]]
+    third = await _asked(work, _turned(disputed), counts, ask=2 * _SECOND_ASK)
+    counts["pairs_disputed"] += len(disputed)
+    settled: dict[Pair, Relation] = {}
+    for pair in first:
         votes = [answers[pair] for answers in (first, second, third) if pair in answers]
         relation, agreeing = Counter(votes).most_common(1)[0]
         settled[pair] = relation if agreeing > 1 else "separate"

@@ -171,9 +171,9 @@ def _size(items: Sequence[Item]) -> int:
 def by_rank(items: Iterable[Ranked]) -> Iterator[Ranked]:
     """Yield what is to be kept first.
 
-    The rule, the same wherever something must be left out: within a category the better founded come first (times it was said, and two more for what the
-    person had saved on purpose), then the newer; categories take turns, so that none crowds out
-    another.
+    The rule, the same wherever something must be left out: within a category the better founded
+    come first (times it was said, and two more for what the person had saved on purpose), then the
+    newer; categories take turns, so that none crowds out another.
     """
     queues: dict[str, list[Ranked]] = {category: [] for category in CATEGORIES}
     for item in items:

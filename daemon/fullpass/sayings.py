@@ -94,12 +94,21 @@ class Sayings:
         saying = self._known.get((source, reading.key))
         if saying is None:
             saying = Saying(
-                number=len(self.all), source=source, category=self._shared(mention.category),
-                slot="", reading=reading, confidence=0, first=inf, first_tie=tie,
-                first_key=reading.key, newest=order,
-                newest_row=mention.row, valid_from=0, place=_hash(mention.place),
+                number=len(self.all),
+                source=source,
+                category=self._shared(mention.category),
+                slot="",
+                reading=reading,
+                confidence=0,
+                first=inf,
+                first_tie=tie,
+                first_key=reading.key,
+                newest=order,
+                newest_row=mention.row,
+                valid_from=0,
+                place=_hash(mention.place),
                 order_of_slot=(-inf, -1, 0),
-            )  # fmt: skip
+            )
             self._known[(source, reading.key)] = saying
             self._parents.append(saying.number)
             self.all.append(saying)
@@ -157,7 +166,7 @@ class Sayings:
             )
 
     def _number_by_content(self) -> None:
-        """Renumber the sayings by what they say: rows come in whatever order they were written."""
+        """Give sayings numbers by what they say: rows come in whatever order they were written."""
         self._known.clear()
         self.all.sort(key=lambda s: (s.first_key, s.source))
         new = array("I", [0]) * len(self.all)

@@ -36,6 +36,8 @@ _LOOK_AHEAD = 8
 _ENUMERATION = 12
 """Where rules doubt and so many answers stand side by side, they are a list, no contradiction."""
 _MOST_DOUBTS = 10_000
+_ALIKE = 0.3
+"""Overlap above which two answers of one slot speak of the same matter for certain."""
 
 
 @dataclass(slots=True, eq=False)
@@ -202,7 +204,7 @@ def _revalued(older: Saying, newer: Saying) -> tuple[bool, bool]:
         return True, True
     if words[0] == "~has" and len(words) == 3 and words[1][0] == "#":
         return True, True
-    if older.slot and older.slot == newer.slot:
+    if older.slot and older.slot == newer.slot and not holds_many(older.slot):
         return True, True
     if any(w[0] == "@" for w in words):
         # A plan can be changed only before it took place.
@@ -237,18 +239,35 @@ def _answered(older: Saying, newer: Saying) -> tuple[bool, bool]:
     """Decide on the same slot with another answer."""
     old, new = older.reading, newer.reading
     if old.frame == new.frame:
-        return True, True
+        return _revalued(older, newer) if holds_many(older.slot) else (True, True)
+    if old.negated == new.negated and (
+        set(old.claim) < set(new.claim) or set(new.claim) < set(old.claim)
+    ):
+        return False, False  # one only says more than the other
     shared = {w for w in old.words if w[0] == "~"} & {w for w in new.words if w[0] == "~"}
-    if any(is_predicate(w, "single") and _before(old, w) == _before(new, w) for w in shared):
-        return True, True
+    single = [w for w in shared if is_predicate(w, "single")]
+    if single:
+        # "Mother's birthday" and "father's birthday" are two questions, whatever the slot says.
+        same = any(_before(old, w) == _before(new, w) for w in single)
+        return same, same
     if any(is_predicate(w, "many") for w in shared) and old.negated == new.negated:
         return False, False
     if holds_many(older.slot):
         return False, False
-    if shared or old.words[0] == new.words[0] or overlap(old.claim, new.claim) >= 0.3:
+    if len(older.slot.split()) < 2 and old.values and new.values and _apart(old, new):
+        return False, False  # "deadline" of the one thing and of the other
+    if "~want" in shared:
+        return True, False
+    if shared or old.words[0] == new.words[0] or overlap(old.claim, new.claim) >= _ALIKE:
         return True, True
     return True, False
 
 
-def _before(reading: Reading, word: str) -> tuple[str, ...]:
-    return reading.words[: reading.words.index(word)]
+def _apart(old: Reading, new: Reading) -> bool:
+    """Whether each has words of its own besides numbers and days."""
+    ones, others = ({w for w in reading.claim if w[0] not in "#@~"} for reading in (old, new))
+    return bool(ones - others) and bool(others - ones)
+
+
+def _before(reading: Reading, word: str) -> frozenset[str]:
+    return frozenset(reading.claim[: reading.claim.index(word)])

@@ -15,12 +15,13 @@ from functools import cache
 from importlib.resources import files
 
 NOT = "!"
+_MINUS = "-\u2212"
 _MONTH = "\x01"
 """Marks a month until its day and year are found; no word begins with it."""
 
 # A word, a number with its sign, or a sign that tells things apart: C from C++, 5 € from 5 $.
 _TOKEN = re.compile(
-    r"(?<![\w.,:])[-−]\d+(?:[.,:]\d+)*|\d+(?:[.,:]\d+)*"
+    r"(?<![\w.,:])[-\u2212]\d+(?:[.,:]\d+)*|\d+(?:[.,:]\d+)*"
     r"|[^\W\d_]+(?:['’][^\W\d_]+)*(?:\+\+|\+|#)?"
     r"|[<>=≤≥%€$£¥°\u2190-\u2bff\U0001f000-\U0001faff]"
 )
@@ -100,7 +101,7 @@ def _words(text: str) -> list[str]:
     words: list[str] = []
     for token in _TOKEN.findall(folded):
         if "'" in token:
-            words.extend(part for part in token.replace("n't", "'not").split("'") if part)
+            words.extend(filter(None, token.replace("n't", "'not").split("'")))
         elif _UNSPACED.match(token):
             words.extend(_unspaced(token))
         elif _KOREAN_NOT.search(token):
@@ -171,7 +172,7 @@ def read(statement: str) -> Reading:
     while at < len(words):
         word = words[at]
         ordered = ordered or word in language.order
-        if word[0].isdigit() or (len(word) > 1 and word[0] in "-−" and word[1].isdigit()):
+        if word[0].isdigit() or (len(word) > 1 and word[0] in _MINUS and word[1].isdigit()):
             told.append(f"#{_number(word)}")
             at += 1
             continue
@@ -305,8 +306,8 @@ def _signs() -> dict[str, tuple[tuple[str, float], ...]]:
 
 
 def _number(word: str) -> str:
-    sign = "-" if word[0] in "-−" else ""
-    digits = word.lstrip("-−")
+    sign = "-" if word[0] in _MINUS else ""
+    digits = word.lstrip(_MINUS)
     if _THOUSANDS.fullmatch(digits):
         digits = re.sub(r"[.,]", "", digits)
     return sign + digits.replace(",", ".")

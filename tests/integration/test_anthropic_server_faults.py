@@ -251,6 +251,8 @@ async def test_held_calls_wait_and_a_client_that_dies_leaves_them_incomplete(
     async with sdk(server.url) as client:
         calls = [asyncio.ensure_future(create(client, shown(n, TEA))) for n in range(4)]
         await server.until(in_flight=3, completed=1)
+        # The server has sent the fourth; the client may still be reading it.
+        await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED, timeout=5)
         pending = [call for call in calls if not call.done()]
         assert len(pending) == 3
         pending[0].cancel()

@@ -51,11 +51,13 @@ def pieces_of(chunks: list[Chunk], message_id: str) -> list[str]:
 
 
 def cover(text: str, pieces: list[str], tier: Tier) -> bool:
-    """Whether the pieces of a long user turn, less their overlaps, are its text.
+    """Whether the pieces of a user turn are all of it: one if it fits, else less their overlaps.
 
     A repetitive text can be put together from its pieces in many ways, so their places are asked
     of the splitter itself.
     """
+    if tier.measure(f"User: {text}") <= tier.size:
+        return pieces == [text]
     spans = list(_split(text, _label("User", tier), _label("User (continued)", tier), tier))
     covered = 0
     for start, stop in spans:
@@ -93,8 +95,6 @@ def test_nothing_is_dropped_and_no_chunk_is_too_big(tier: Tier, talk: list[str])
         pieces = pieces_of(chunks, message.id)
         if not message.text:
             assert pieces == []
-        elif tier.measure(f"User: {message.text}") <= tier.size:
-            assert pieces == [message.text]
         else:
             assert cover(message.text, pieces, tier)
 

@@ -172,6 +172,17 @@ def test_the_newest_answer_stands(older: tuple, newer: tuple) -> None:
         (("Lanternfish is in beta", 1, "status"), ("Saltmarsh is finished", 2, "status")),
         (("Decided to buy 12 chairs", 1), ("Decided to buy 14 chairs", 2)),
         (("Lives in Porto", -inf, "home city"), ("Lives in Ghent", -inf, "home city")),
+        (
+            ("Mother's birthday is on 3 May", 1, "birthday"),
+            ("Father's birthday is on 9 June", 2, "birthday"),
+        ),
+        (("Is allergic to peanuts", 1, "allergy"), ("Is allergic to penicillin", 2, "allergy")),
+        (("Thesis deadline is 1 June", 1, "deadline"), ("Grant deadline is 9 June", 2, "deadline")),
+        (
+            ("Dentist on 3 March 2021", 1, "appointment"),
+            ("Dentist on 9 June 2024", 2, "appointment"),
+        ),
+        (("Lives in Berlin with Tom", 1, "home city"), ("Lives in Berlin", 2, "home city")),
         (("Concert is on 3 March 2021", 1), ("Concert is on 5 May 2024", 2)),
     ],
 )

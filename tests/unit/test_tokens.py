@@ -1,7 +1,6 @@
-"""The estimate stays within 10% under and 30% over what a tokenizer counts (issue of every limit).
+"""The estimate stays within 10% under and 30% over what a tokenizer counts.
 
-The counts were measured once with a published tokenizer file, by bench/bench_tokens.py's means;
-newer models bill about 1.3 × as many.
+The counts were measured once, as bench/bench_tokens.py measures; newer models bill 1.3 × as many.
 """
 
 from __future__ import annotations
@@ -184,10 +183,11 @@ def test_the_estimate_is_near_what_a_tokenizer_counted(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", MEASURED)
-def test_a_text_told_three_times_counts_three_times(kind: str) -> None:
+def test_a_text_told_three_hundred_times_counts_so_many_times(kind: str) -> None:
     text = MEASURED[kind][1]
     once = estimate_tokens(text)
-    assert abs(estimate_tokens(text * 300) - 300 * once) <= 300
+    # Where a copy meets the next, a token or two may come or go.
+    assert abs(estimate_tokens(text * 300) - 300 * once) <= 2 * 300
 
 
 def test_characters_by_four_would_undercount_other_scripts() -> None:
@@ -221,7 +221,7 @@ def test_the_length_of_a_text_does_not_change_how_it_is_counted(text: str, times
     assert abs(estimate_tokens(long) - sum(map(estimate_tokens, parts))) <= 4 * len(parts)
 
 
-def test_a_hundred_megabytes_take_seconds() -> None:
+def test_ten_megabytes_take_no_time() -> None:
     text = MEASURED["english prose"][1] * 20_000
     started = perf_counter()
     estimate_tokens(text)
