@@ -49,7 +49,7 @@ test: $(STAMP) ## Every test, faults included
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 faults: $(STAMP) ## Only the kills, restarts and partitions
-	@$(BIN)/python -m pytest tests/faults $(ARGS)
+	@FULLPASS_FAULTS=long $(BIN)/python -m pytest -n $(WORKERS) tests/faults tests/integration/test_lease_model.py $(ARGS)
 
 check: $(STAMP) ## Lint, format, types, import order
 	$(BIN)/ruff check .

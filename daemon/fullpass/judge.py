@@ -125,7 +125,9 @@ async def _ask(work: Pass, batch: list[Pair], *, ask: int) -> dict[Pair, Relatio
         prompt_version=instructions.version,
         model=work.settings.memory_model,
         system=instructions.text,
-        text="\n".join(
+        # Each round is a question of its own on the wire too: nothing is sent twice.
+        text=f"Round {ask // _SECOND_ASK + 1}\n"
+        + "\n".join(
             f"{{{n}}} {_shown(earlier)} | {_shown(later)}"
             for n, (earlier, later) in enumerate(batch, start=1)
         ),

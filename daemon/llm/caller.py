@@ -32,6 +32,10 @@ T = TypeVar("T")
 
 _ASKS = 3
 """How often the same input is put to the model when its replies are useless."""
+_ASKED_AGAIN = (
+    "\n\n(Try {number}: the reply before this one could not be read. Answer with exactly one JSON "
+    "object of the given schema, complete, and nothing around it.)"
+)
 _TRIES = 8
 _LONGEST_HOLD_SECONDS = 60.0
 """Longest wait between two tries that a job is held for; a longer one releases it."""
@@ -92,8 +96,12 @@ class Caller:
             reply = await self.provider.call(request)
             return Answer(read(reply), reply)
         useless: UselessReply | None = None
-        for ask in range(request.ask, request.ask + _ASKS):
+        for again in range(_ASKS):
+            ask = request.ask + again
             asked = replace(request, ask=ask)
+            if again:
+                # Says what was wrong, and never sends the very same bytes twice.
+                asked = replace(asked, text=request.text + _ASKED_AGAIN.format(number=again + 1))
             try:
                 return await self._ask_once(scope, asked, read)
             except UselessReply as error:

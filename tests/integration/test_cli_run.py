@@ -128,7 +128,8 @@ def test_stopped_then_killed_then_run_again_it_pays_for_no_call_twice(
     anthropic_server.release()
     report = cli.json("run", EXAMPLE, "--json")
     assert (report["status"], report["coverage"]["share"]) == ("complete", 1.0)
-    assert anthropic_server.record.paid_again() == {}
+    again = anthropic_server.record.paid_again()
+    assert not again, [c for c in anthropic_server.record.calls if c.key in again]
     assert anthropic_server.record.totals()["completed"] == report["cost"]["calls"]
     assert cli.json("status", report["job_id"], "--json")["crashes"] == 0
 
