@@ -45,10 +45,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Read the bundled example and print its MEMORY
 	@$(BIN)/fullpass demo
 
-test: $(STAMP) ## Every test, faults included
+test: $(STAMP) ## Every test, the faults in their short form
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
-faults: $(STAMP) ## Only the kills, restarts and partitions
+faults: $(STAMP) ## The kills, restarts and partitions in full
 	@FULLPASS_FAULTS=long $(BIN)/python -m pytest -n $(WORKERS) tests/faults tests/integration/test_lease_model.py $(ARGS)
 
 check: $(STAMP) ## Lint, format, types, import order

@@ -67,6 +67,7 @@ async def test_backends_terminated_at_every_moment_lose_and_double_nothing(queue
     await exactly_once(queue, 24, 5)
 
 
+@pytest.mark.long
 async def test_links_reset_and_frozen_in_turn_lose_and_double_nothing(
     queue: Queue, tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ async def test_many_workers_run_every_job_of_many_users_exactly_once_and_in_turn
     assert min(had[user] for user in people) >= few - 2, had
 
 
+@pytest.mark.long
 async def test_rolling_restarts_under_load_use_no_attempt_and_lose_no_step(
     queue: Queue, tmp_path: Path
 ) -> None:

@@ -103,6 +103,7 @@ async def test_a_blocked_event_loop_neither_loses_the_lease_nor_looks_well(queue
     assert len({e["epoch"] for e in await queue.effects(job)}) == 1
 
 
+@pytest.mark.long
 async def test_code_that_holds_the_interpreter_may_lose_the_lease_but_doubles_nothing(
     queue: Queue,
 ) -> None:
