@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,9 +20,11 @@ from daemon.errors import BadExport
 from daemon.export import source
 from daemon.export.conversation import EVIDENCE_ROLES
 from daemon.export.reader import ExportReader
+from daemon.export.streams import Limits
 from daemon.fullpass.chunks import CHUNKING_VERSION, chunk, conversation_hash
 from daemon.fullpass.context import report_progress
 from daemon.logs import get_logger
+from daemon.memory_gauge import read_gauge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +39,7 @@ _log = get_logger()
 _BATCH_CHARACTERS = 1_000_000
 _BATCH_CONVERSATIONS = 200
 _RECENT = timedelta(days=180)
+_LEAST_CONVERSATION_BYTES = 4 * 1024 * 1024
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _STAGED = (
@@ -108,9 +111,25 @@ async def save_conversations(work: Pass, fetched: source.FetchedExport) -> None:
 
     Raises BadExport when nothing can be read.
     """
-    reader = ExportReader(fetched.path, file_type=_file_type(work.job.file_type), name=fetched.name)
+    reader = ExportReader(
+        fetched.path,
+        file_type=_file_type(work.job.file_type),
+        name=fetched.name,
+        limits=_limits(work),
+    )
     await _save_all(work, reader, fetched.last_modified)
     await _finish(work, reader.report, fetched.etag)
+
+
+def _limits(work: Pass) -> Limits:
+    """Bound a conversation by the memory there is: one too large is skipped, not fatal (promise 7).
+
+    Reading, cutting and saving one takes about four times its bytes at the peak.
+    """
+    gauge = read_gauge(memory_limit_mb=work.settings.memory_limit_mb)
+    usual = Limits()
+    room = max(_LEAST_CONVERSATION_BYTES, gauge.available_bytes // 5)
+    return replace(usual, conversation_bytes=min(usual.conversation_bytes, room))
 
 
 def _file_type(given: str | None) -> source.FileType | None:

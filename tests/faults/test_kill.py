@@ -7,6 +7,7 @@ first N, so the kill meets exactly that state (and the calls in flight then, whi
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
 import uuid
@@ -16,7 +17,7 @@ import asyncpg
 import pytest
 
 from tests.support.anthropic_server import AnthropicServer
-from tests.support.exports import PlantedExport, planted_export
+from tests.support.exports import PlantedExport, conversation, planted_export
 from tests.support.memory_limit import limited
 from tests.support.worker_process import worker_process
 
@@ -107,3 +108,21 @@ async def test_a_pass_killed_at_a_random_call_ends_as_an_undisturbed_one_and_pay
     disturbed = await facts_and_memory(database_url, user)
     assert len(disturbed[0]) == len(export.truth)
     assert all(p.statement in disturbed[1] for p in export.truth)
+
+
+async def test_a_conversation_too_large_for_the_memory_is_left_out_and_said_not_fatal(
+    database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=4)
+    giant = conversation(9, [("user", "word " * 11_000_000)])
+    export.conversations.insert(2, giant)
+    user = uuid.uuid4()
+    await enqueue(database_url, export, tmp_path / "c.json", user)
+    with AnthropicServer(truth=export.truth) as server:
+        await asyncio.to_thread(finish, database_url, server.url)
+    db = await asyncpg.connect(database_url)
+    told = await db.fetchval("select result->'export' from processing_jobs")
+    await db.close()
+    assert json.loads(told)["damaged"] == 1
+    assert "item 3" in json.loads(told)["damages"][0]
+    assert len((await facts_and_memory(database_url, user))[0]) == len(export.truth)
