@@ -100,15 +100,18 @@ class ObjectScanner:
 
     def next_span(self) -> Span | None:
         """Return the next top-level object, or a stretch that is none, or None at the end."""
-        self._drop_before(self._position)
-        if self._wrapped and self.closed:
-            return None
-        if not self._skip_separators():
-            return None
-        if self._window[self._position] == ord("{"):
-            self._ordinal += 1
-            return self._object()
-        return self._stray()
+        while True:
+            self._drop_before(self._position)
+            if self._wrapped and self.closed:
+                return None
+            if not self._skip_separators():
+                return None
+            if self._window[self._position] == ord("{"):
+                self._ordinal += 1
+                return self._object()
+            stray = self._stray()
+            if stray is not None:
+                return stray
 
     def view(self, span: Span) -> memoryview:
         """Give the bytes of the last span, uncopied; release it before asking for the next one."""
@@ -236,8 +239,11 @@ class ObjectScanner:
             self._position += 1
         return False
 
-    def _stray(self) -> Span:
-        """Something that is no object stands here: pass over it, to the next likely start."""
+    def _stray(self) -> Span | None:
+        """Something that is no object stands here: pass over it, to the next likely start.
+
+        None when it was a `null`: nothing stands there, and nothing is lost.
+        """
         start = self._base + self._position
         scalar = _SCALAR_VALUE.match(self._window, self._position)
         if scalar is not None and scalar.end() < len(self._window):
@@ -246,6 +252,8 @@ class ObjectScanner:
             if at < len(self._window) and self._window[at] in b",]":
                 self._position = scalar.end()
                 self._ordinal += 1
+                if scalar[0] == b"null":
+                    return None
                 return Span(
                     self._ordinal, start, self._base + at, "a bare value, no object", stray=True
                 )

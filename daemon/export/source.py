@@ -120,6 +120,9 @@ async def fetch(
 
 def _local(storage_path: str, *, allowed: bool) -> FetchedExport:
     path = Path(unquote(urlsplit(storage_path).path))
+    literal = Path(storage_path.removeprefix("file://"))
+    if literal.is_absolute() and literal.is_file():
+        path = literal  # a path that was not percent-encoded: `#`, `?` and `%` are part of its name
     if not allowed:
         raise BadExport(
             f"{storage_path}: local files are not read here; set ALLOW_LOCAL_FILES=true or upload "

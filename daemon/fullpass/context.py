@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from daemon.database import database_errors
@@ -72,7 +72,9 @@ class Pass:
     """What this database calls the tier that extraction reads."""
     source: str = ""
     step: Step = "download_conversations"
-    result: dict[str, Any] = field(default_factory=dict)
+    windows_read: int = 0
+    """Extraction windows of this attempt that a model could read."""
+    windows_unread: int = 0
 
     async def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         """Read rows; raises Systemic on trouble with the database."""

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from daemon.errors import BadCall, PoorCoverage, UselessReply
+from daemon.errors import BadCall, GiveUp, PoorCoverage, UselessReply
 from daemon.fullpass import windows
 from daemon.fullpass.chunks import CHUNKING_VERSION
 from daemon.fullpass.context import report_progress
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 _log = get_logger()
 _MAX_TOKENS = 8_192
 _PAGE = 200
+_BROKEN = "the reply's JSON is broken; its complete items were kept"
+_UNREAD_TO_GIVE_UP = 5
+"""So many windows without a usable reply, and none with one, end the pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +70,18 @@ async def extract(work: Pass) -> Coverage:
     floor = work.settings.min_extraction_coverage
     if coverage.share < floor:
         counts = ", ".join(f"{n} {o}" for o, n in sorted(coverage.outcomes.items()))
+        why = await work.fetchval(
+            """
+            select detail from fullpass.chunk_outcomes
+            where user_id = $1 and source = $2 and outcome in ('failed', 'refused')
+            group by detail order by count(*) desc, detail limit 1
+            """,
+            work.job.user_id, work.source,
+        )  # fmt: skip
         raise PoorCoverage(
-            f"only {coverage.read} of {coverage.chunks} chunks could be read ({counts}), below "
-            f"MIN_EXTRACTION_COVERAGE={floor:g}; no MEMORY is written from so little: look at "
-            "fullpass.chunk_outcomes, then retry"
+            f"only {coverage.read} of {coverage.chunks} chunks could be read ({counts}; mostly: "
+            f"{why}), below MIN_EXTRACTION_COVERAGE={floor:g}; no MEMORY is written from so "
+            "little: mend that, then retry the job"
         )
     return coverage
 
@@ -132,14 +143,22 @@ async def _work_window(work: Pass, window_id: int, share: float) -> int:
         items, stop_reason = answer.value, answer.reply.stop_reason
         if stop_reason == "refusal":
             whole, outcome, trouble = False, "refused", "the model refused to read it"
-        elif stop_reason == "max_tokens" or not items.whole:
-            whole, outcome, trouble = False, "salvaged", f"the reply broke off ({stop_reason})"
+        elif stop_reason == "max_tokens":
+            whole, outcome, trouble = False, "salvaged", "the reply was cut at max_tokens"
+        elif not items.whole:
+            whole, outcome, trouble = False, "salvaged", _BROKEN
         elif len(items.items) == FACTS_PER_REPLY and not work.caller.offline:
             whole, outcome, trouble = False, "salvaged", "the reply holds as many facts as it may"
     except (BadCall, UselessReply) as error:
         items = ReadItems((), whole=False)
         whole, outcome, trouble = False, "failed", str(error)[:300]
     parts = [] if whole else windows.halves(window)
+    if outcome in {"failed", "refused"} or not (whole or items.items):
+        parts = _worth_another_try(work, window, parts, trouble)
+    else:
+        work.windows_read += 1
+        if trouble == _BROKEN and len(window.content_hashes) == 1:
+            parts = []  # broken, not too long: a part of the chunk would fare no better
     shown = [m.shown for m in window.messages]
     facts = [check_fact(item, shown) for item in items.items]
     async with work.lease.fenced() as connection:
@@ -154,6 +173,25 @@ async def _work_window(work: Pass, window_id: int, share: float) -> int:
         _log.warning("window.troubled", window=window.id, outcome=outcome, split=len(parts),
                      trouble=trouble)  # fmt: skip
     return len(parts)
+
+
+def _worth_another_try(
+    work: Pass, window: Window, parts: list[windows.Part], trouble: str | None
+) -> list[windows.Part]:
+    """Decide whether a window that could not be read is split, and whether to go on at all.
+
+    Splitting finds the one chunk that a model stumbles over; it makes no sense while nothing at all
+    could be read: then each piece would be paid to no use, and after a few windows the pass ends.
+    """
+    if work.windows_read:
+        return parts if len(window.content_hashes) > 1 else []
+    work.windows_unread += 1
+    if work.windows_unread >= _UNREAD_TO_GIVE_UP:
+        raise GiveUp(
+            f"the model's first {work.windows_unread} replies could not be used ({trouble}): check "
+            "EXTRACTION_MODEL and ANTHROPIC_BASE_URL, then retry the job"
+        )
+    return []
 
 
 def _request(work: Pass, window: Window) -> Request:

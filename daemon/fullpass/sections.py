@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from daemon.errors import BadCall, UselessReply
+from daemon.errors import BadCall, Draining, Systemic, UselessReply, Wait
 from daemon.export.conversation import EVIDENCE_ROLES
 from daemon.fullpass.context import report_progress
 from daemon.fullpass.facts import one_line
@@ -124,6 +124,12 @@ async def regenerate(work: Pass, reduced: Reduced, memory_md: str) -> SectionsOu
     except (BadCall, UselessReply) as error:
         _log.warning("sections.kept", error=str(error))
         return SectionsOutcome(saved=False, detail=f"the model's sections were not valid: {error}")
+    except Wait as error:
+        if isinstance(error, Draining | Systemic):
+            raise
+        # Tried for as long as a call is: MEMORY is there, so the pass does not wait for these.
+        _log.warning("sections.kept", error=str(error))
+        return SectionsOutcome(saved=False, detail=str(error))
     await _save(work, answer.value, memory_md)
     return SectionsOutcome(saved=True)
 

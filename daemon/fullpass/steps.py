@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daemon.fullpass.consolidate import consolidate
-from daemon.fullpass.context import STEPS, Pass, Step
+from daemon.fullpass.context import STEPS, Pass, Step, report_progress
 from daemon.fullpass.extract import extract
 from daemon.fullpass.ingest import already_ingested, download, save_conversations
 from daemon.fullpass.memory import generate, save
@@ -86,6 +86,9 @@ async def _step(work: Pass, name: Step) -> AsyncIterator[None]:
         _log.info("step.started")
         started = time.monotonic()
         await _note(work, "step.started", name, None)
+        if name not in {"chunk_conversations", "save_chunks"}:  # these two say so as they stream
+            async with work.lease.fenced() as connection:
+                await report_progress(work, connection)
         yield
         seconds = round(time.monotonic() - started, 3)
         await _note(work, "step.finished", name, {"seconds": seconds})

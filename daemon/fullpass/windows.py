@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from daemon.fullpass.context import Pass
 
 WindowState = Literal["done", "split"]
+Part = tuple[tuple[str, ...], int | None, int | None]
+"""A half of a window: its chunks, and the first and last ordinal of a part of one chunk."""
+_PLANNED_AT_ONCE = 4_000
+"""Chunks looked at in one transaction, so that each is short however large the export."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,27 @@ async def plan(work: Pass) -> int:
     )  # fmt: skip
     async with work.lease.fenced() as connection:
         await _drop_stale(work, connection)
-        await connection.execute(
+    # Each page takes what the pages before left over; the last one finds nothing.
+    while await _account_for_wordless(work, who):
+        pass
+    while await _plan_page(work, who):
+        pass
+    return int(
+        await work.fetchval(
+            """
+            select count(*) from fullpass.windows
+            where user_id = $1 and source = $2 and state = 'planned'
+            """,
+            work.job.user_id,
+            work.source,
+        )
+    )
+
+
+async def _account_for_wordless(work: Pass, who: tuple[object, ...]) -> bool:
+    """Put down a page of chunks that hold none of the person's words; False when none is left."""
+    async with work.lease.fenced() as connection:
+        done = await connection.execute(
             f"""
             insert into fullpass.chunk_outcomes (
                 user_id, content_hash, job_id, chunk_id, source, extractor, outcome, detail)
@@ -101,12 +125,19 @@ async def plan(work: Pass) -> int:
             {_UNREAD}
               and not exists (select from fullpass.chunk_messages m
                               where m.chunk_id = c.id and m.role = any ($8))
+            limit {_PLANNED_AT_ONCE}
             on conflict (user_id, content_hash) do update set
                 job_id = excluded.job_id, chunk_id = excluded.chunk_id, outcome = 'empty',
                 extractor = excluded.extractor, detail = excluded.detail
             """,
             *who, work.extractor, list(EVIDENCE_ROLES),
         )  # fmt: skip
+    return not done.endswith(" 0")
+
+
+async def _plan_page(work: Pass, who: tuple[object, ...]) -> bool:
+    """Plan windows for a page of unread chunks; False when none is left."""
+    async with work.lease.fenced() as connection:
         rows = await connection.fetch(
             f"""
             select c.content_hash, c.token_count
@@ -115,6 +146,7 @@ async def plan(work: Pass) -> int:
                   select unnest(w.content_hashes) from fullpass.windows w
                   where w.user_id = $1 and w.source = $2 and w.state = 'planned')
             order by c.created_at, c.conversation_id, c.chunk_index
+            limit {_PLANNED_AT_ONCE}
             """,
             *who,
         )
@@ -131,14 +163,7 @@ async def plan(work: Pass) -> int:
             """,
             [(work.job.user_id, work.source, hashes, tokens) for hashes, tokens in packs],
         )
-        waiting = await connection.fetchval(
-            """
-            select count(*) from fullpass.windows
-            where user_id = $1 and source = $2 and state = 'planned'
-            """,
-            work.job.user_id, work.source,
-        )  # fmt: skip
-    return int(waiting)
+    return bool(rows)
 
 
 async def _drop_stale(work: Pass, connection: Connection) -> None:
@@ -239,7 +264,7 @@ async def load(work: Pass, window_id: int) -> Window:
     )
 
 
-def halves(window: Window) -> list[tuple[tuple[str, ...], int | None, int | None]]:
+def halves(window: Window) -> list[Part]:
     """Return the two windows that a window splits into, or none when it is a single message."""
     hashes = window.content_hashes
     if len(hashes) > 1:
@@ -283,5 +308,5 @@ async def close(
     return [row["id"] for row in rows]
 
 
-def _as_json(parts: list[tuple[tuple[str, ...], int | None, int | None]]) -> str:
+def _as_json(parts: list[Part]) -> str:
     return json.dumps([{"hashes": h, "first": a, "last": b} for h, a, b in parts])

@@ -390,3 +390,44 @@ async def test_two_windows_with_the_same_text_are_paid_once(
         assert not server.record.duplicates()
     assert len(extractions) == 1
     assert await db.fetchval("select count(*) from fullpass.extracted_facts") == 2
+
+
+@pytest.mark.parametrize("fault", ["wrong_shape", "html", "refusal", "too_large"])
+async def test_a_model_that_is_never_of_use_ends_the_pass_early_and_says_why(
+    db: Any, database_url: str, tmp_path: Path, fault: str
+) -> None:
+    export = planted_export(conversations=40, filler_words=250)
+    job = await insert_job(db, export.write(tmp_path / "c.json"))
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(faults={fault: 1.0})
+        tally = await work_once(database_url, server.url)
+        # Five windows, three at a time in flight, each asked at most three times.
+        assert len(server.record.calls) <= (5 + 2) * 3
+    assert "could not be used" in tally.failed[job]
+    row = await db.fetchrow("select status, error_message from processing_jobs where id = $1", job)
+    assert row["status"] == "failed"
+    assert row["error_message"].startswith("extract_facts: ")
+
+
+async def test_a_null_among_the_conversations_is_no_damage(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=3)
+    user = uuid.uuid4()
+    with AnthropicServer(truth=export.truth) as server:
+        await insert_job(db, export.write(tmp_path / "c.json"), user)
+        await work_once(database_url, server.url)
+        fewer = tmp_path / "fewer.json"
+        fewer.write_text(json.dumps([None, *export.conversations[1:], None]))
+        job = await insert_job(db, fewer, user)
+        await work_once(database_url, server.url)
+    result = json.loads(await db.fetchval("select result from processing_jobs where id = $1", job))
+    assert (result["export"]["damaged"], result["export"]["removed_conversations"]) == (0, 1)
+
+
+async def test_a_path_that_was_not_percent_encoded_is_found(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    path = planted_export(conversations=1).write(tmp_path / "my export #1 50%.json")
+    job = await insert_job(db, path)
+    assert (await work_once(database_url, None)).completed == [job]

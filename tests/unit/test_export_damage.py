@@ -272,7 +272,7 @@ def test_no_conversation_text_in_any_account(tmp_path: Path) -> None:
 
 
 def test_a_stray_object_among_conversations_is_told(tmp_path: Path) -> None:
-    found, report = read(tmp_path, dump([talk("a"), {"foo": 1, "bar": 2}, None, talk("b")]))
+    found, report = read(tmp_path, dump([talk("a"), {"foo": 1, "bar": 2}, 7, None, talk("b")]))
     assert [c.id for c in found] == ["a", "b"]
     assert report.damages == [
         "conversations.json, item 2: no conversation (its keys: foo, bar)",
