@@ -431,3 +431,21 @@ async def test_a_path_that_was_not_percent_encoded_is_found(
     path = planted_export(conversations=1).write(tmp_path / "my export #1 50%.json")
     job = await insert_job(db, path)
     assert (await work_once(database_url, None)).completed == [job]
+
+
+async def test_planning_by_pages_leaves_no_chunk_out(
+    db: Any, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.fullpass.windows._PLANNED_AT_ONCE", 3)
+    export = planted_export(conversations=11)
+    wordless = [
+        conversation(50 + n, [("assistant", f"Only the model speaks, {n}.")]) for n in range(7)
+    ]
+    export.conversations.extend(wordless)
+    user = uuid.uuid4()
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        await work_once(database_url, server.url)
+    assert await facts_of(db, user) == sorted((p.category, p.statement) for p in export.truth)
+    result = json.loads(await db.fetchval("select result from processing_jobs where id = $1", job))
+    assert result["coverage"]["outcomes"] == {"ok": 11, "empty": 7}
