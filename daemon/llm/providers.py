@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from daemon.errors import BadCall, CallFailed, Systemic, UsageError, UselessReply
 from daemon.llm.offline import OfflineProvider
 from daemon.llm.pricing import model_named
+from daemon.llm.rate_limits import Throttled, rate_limits_from
 from daemon.llm.request import Reply, Request, Usage
 
 if TYPE_CHECKING:
     import anthropic
 
+    from daemon.llm.rate_limits import RateLimits
     from daemon.settings import Settings
 
 _SYSTEMIC_PAUSE_SECONDS = 60.0
@@ -63,7 +65,7 @@ class AnthropicProvider:
                 arguments["output_config"]["effort"] = "low"
         started = time.monotonic()
         try:
-            message: object = await self._client.messages.create(
+            raw = await self._client.messages.with_raw_response.create(
                 model=model.id,
                 max_tokens=min(request.max_tokens, model.max_output_tokens),
                 system=request.system,
@@ -71,6 +73,7 @@ class AnthropicProvider:
                 timeout=request.timeout_seconds,
                 **arguments,
             )
+            message: object = await raw.parse()
         except self._sdk.APIError as error:
             raise self._meaning(error, model.id) from error
         except json.JSONDecodeError as error:
@@ -78,7 +81,12 @@ class AnthropicProvider:
         if not isinstance(message, self._sdk.types.Message):
             # An HTML page with status 200 comes back as a plain string (FACTS section 2).
             raise UselessReply("the server answered with something that is no message")
-        return _reply(message, model.id, latency_ms=round((time.monotonic() - started) * 1000))
+        return _reply(
+            message,
+            model.id,
+            latency_ms=round((time.monotonic() - started) * 1000),
+            limits=rate_limits_from(raw.headers),
+        )
 
     async def aclose(self) -> None:
         """Close the client's connections."""
@@ -108,11 +116,19 @@ class AnthropicProvider:
                 seconds=_SYSTEMIC_PAUSE_SECONDS,
             )
         if status in {408, 409, 425, 429} or status >= 500:
+            if status in {429, 529}:
+                return Throttled(
+                    where,
+                    retry_after_seconds=_retry_after(error),
+                    limits=rate_limits_from(error.response.headers),
+                )
             return CallFailed(where, retry_after_seconds=_retry_after(error))
         return BadCall(where)
 
 
-def _reply(message: Any, model_id: str, *, latency_ms: int) -> Reply:
+def _reply(
+    message: Any, model_id: str, *, latency_ms: int, limits: RateLimits | None
+) -> Reply:
     usage = message.usage
     return Reply(
         # Text is not always the first block: thinking may come before it.
@@ -129,6 +145,7 @@ def _reply(message: Any, model_id: str, *, latency_ms: int) -> Reply:
         model=model_id,
         request_id=getattr(message, "_request_id", None) or "",
         latency_ms=latency_ms,
+        limits=limits,
     )
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from daemon.llm.rate_limits import RateLimits
+
 Purpose = Literal["extract", "same", "reduce", "memory", "sections"]
 
 
@@ -92,3 +94,5 @@ class Reply:
     request_id: str = ""
     latency_ms: int = 0
     from_ledger: bool = False
+    limits: RateLimits | None = None
+    """What the server said the account may still do."""
