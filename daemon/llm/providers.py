@@ -126,9 +126,7 @@ class AnthropicProvider:
         return BadCall(where)
 
 
-def _reply(
-    message: Any, model_id: str, *, latency_ms: int, limits: RateLimits | None
-) -> Reply:
+def _reply(message: Any, model_id: str, *, latency_ms: int, limits: RateLimits | None) -> Reply:
     usage = message.usage
     return Reply(
         # Text is not always the first block: thinking may come before it.
