@@ -60,8 +60,12 @@ class _Bucket:
     told_spent: float = 0.0
 
     def reserve(self, largest: float) -> float:
-        """Return how much is left alone: never so much that the largest call could not go."""
-        return min(_RESERVE_SHARE * self.limit, max(0.0, self.seen - largest))
+        """Return how much is left alone.
+
+        Of a small bucket not more than half, or it would often be full and its refill lost; and
+        never so much that the largest call could not go.
+        """
+        return min(_RESERVE_SHARE * self.limit, self.seen / 2, max(0.0, self.seen - largest))
 
 
 class Pace:
