@@ -71,9 +71,10 @@ class Gate:
 
     def closed_by(self, error: Systemic) -> Systemic:
         """Shut the gate for all jobs; the alarm is told once for each time it is shut."""
+        error = type(error)(str(error), seconds=error.seconds * self._patience.scale)
         if self._shut_by is None or time.monotonic() >= self._shut_until:
             # A little shorter than the worker's pause: what it claims then must not meet the gate.
-            self._shut_until = time.monotonic() + 0.8 * error.seconds * self._patience.scale
+            self._shut_until = time.monotonic() + 0.8 * error.seconds
             self._shut_by = error
             if self._alarm is not None:
                 self._alarm(error)
