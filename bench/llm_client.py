@@ -81,6 +81,7 @@ class Watched(AnthropicProvider):
         self._account = account
 
     async def call(self, request: Request) -> Reply:
+        """Make one call and note how it went."""
         started = time.time()
         status, usage = 0, None
         try:
@@ -144,7 +145,9 @@ async def ours(task: Task, account: Account) -> None:
 
     async def call(n: int, dice: random.Random) -> None:
         try:
-            await caller.ask(scopes[n % 2], request(task, dice), lambda r: read_items(r.text, "facts"))
+            await caller.ask(
+                scopes[n % 2], request(task, dice), lambda r: read_items(r.text, "facts")
+            )
         except CallError:
             account.failed += 1
 
@@ -159,9 +162,7 @@ async def fixed(task: Task, account: Account) -> None:
     """Call the SDK and nothing else."""
     import anthropic  # noqa: PLC0415
 
-    client = anthropic.AsyncAnthropic(
-        api_key=task.api_key, base_url=task.base_url, max_retries=0
-    )
+    client = anthropic.AsyncAnthropic(api_key=task.api_key, base_url=task.base_url, max_retries=0)
 
     async def call(n: int, dice: random.Random) -> None:
         ask = request(task, dice)

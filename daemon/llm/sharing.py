@@ -34,6 +34,7 @@ _log = get_logger()
 _EVERY_SECONDS = 2.0
 _STALE_BEATS = 5
 """A worker silent for so many exchanges takes no part."""
+_LEAST_STALE_SECONDS = 2.0
 _LINGER_SECONDS = 10.0
 """So long after its last call a worker still says that it uses nothing."""
 
@@ -127,7 +128,7 @@ class Sharing:
                 pace.wants(now),
                 *(mine[kind] for kind in KINDS),
                 max(0.0, pause),
-                self._every_seconds * _STALE_BEATS,
+                max(_LEAST_STALE_SECONDS, self._every_seconds * _STALE_BEATS),
             )
         share = _share(pace, others)
         if abs(share - pace.share) > 0.1:
