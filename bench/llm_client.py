@@ -2,8 +2,9 @@
 
     python bench/llm_client.py '{"kind": "ours", "base_url": …, "database_url": …, "calls": 600}'
 
-Prints one JSON line: wall and CPU seconds of the calls alone, peak RSS, and every attempt with its
-start, duration and status, so that what follows from them is reckoned in one place (bench_llm.py).
+For each line on its standard input it makes one round of calls and prints one JSON line: wall and
+CPU seconds of the calls alone, peak RSS, and every attempt with its start, duration and status, so
+that what follows from them is reckoned in one place (bench_llm.py). It ends with its input.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Task:
     concurrency: int = 10
     calls: int = 0
     seconds: float = 0.0
-    """Ends after so many calls, or starts no call after so many seconds."""
+    """A round ends after so many calls, or starts no call after so many seconds."""
     characters: int = 2_000
     minute_seconds: float = 60.0
     account: str = ""
@@ -192,12 +193,19 @@ async def fixed(task: Task, account: Account) -> None:
 
 
 async def drive(task: Task, account: Account, call: Any) -> None:
-    """Keep `concurrency` callers busy, after a few calls that open the connections."""
-    warm = random.Random(f"{task.seed}/{os.getpid()}/warm")
-    for n in range(WARM_UP_CALLS if task.calls else 0):
-        await call(n, warm)
-    account.attempts.clear()
+    """Make a round of calls whenever asked, after a few that open the connections."""
     dice = random.Random(f"{task.seed}/{os.getpid()}")
+    for n in range(WARM_UP_CALLS):
+        await call(n, dice)
+    print("ready", flush=True)
+    while await asyncio.to_thread(sys.stdin.readline):
+        account.attempts.clear()
+        await a_round(task, account, call, dice)
+        print(json.dumps(asdict(account)), flush=True)
+
+
+async def a_round(task: Task, account: Account, call: Any, dice: random.Random) -> None:
+    """Keep `concurrency` callers busy until the round is over."""
     account.started_at = time.time()
     cpu, wall = time.process_time(), time.perf_counter()
     made = 0
@@ -219,7 +227,6 @@ def main() -> None:
     account = Account()
     configure_logs(log_format="json", level=os.environ.get("LOG_LEVEL", "CRITICAL"))
     asyncio.run((ours if task.kind == "ours" else fixed)(task, account))
-    print(json.dumps(asdict(account)))
 
 
 if __name__ == "__main__":
