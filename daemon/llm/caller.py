@@ -9,6 +9,7 @@ and when all jobs stop calling, is `patience.py`.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
@@ -168,7 +169,7 @@ class Caller:
 
     async def _call(self, scope: Scope, request: Request) -> Reply:
         """Call the provider, repeating what fails in passing with jittered back-off."""
-        attempt = 0
+        attempt, began = 0, time.monotonic()
         while True:
             attempt += 1
             try:
@@ -184,7 +185,11 @@ class Caller:
                 self.limiter.restart()
                 raise self._gate.closed_by(error) from error
             except CallFailed as error:
-                pause = self._gate.pause_after(error, attempt, scope.holder)
+                try:
+                    pause = self._gate.pause_after(error, attempt, scope.holder, began=began)
+                finally:
+                    if self._gate.shut:
+                        self.limiter.restart()
                 _log.warning(
                     "llm.retrying",
                     purpose=request.purpose,

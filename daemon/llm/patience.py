@@ -52,6 +52,7 @@ class Gate:
         self._shut_until = float("-inf")
         self._shut_by: Wait | None = None
         self._outages = 0
+        self._answered_at = float("-inf")
         self._budgets: WeakKeyDictionary[object, float] = WeakKeyDictionary()
 
     def check(self) -> None:
@@ -60,8 +61,14 @@ class Gate:
         if self._shut_by is not None and left > 0:
             raise type(self._shut_by)(str(self._shut_by), seconds=left)
 
+    @property
+    def shut(self) -> bool:
+        """Whether no job may call now."""
+        return self._shut_by is not None and time.monotonic() < self._shut_until
+
     def answered(self, job: object) -> None:
         """Note that the server answered a call of this job."""
+        self._answered_at = time.monotonic()
         if self._outages or self._shut_by is not None:
             _log.info("llm.answers_again")
         self._outages = 0
@@ -80,8 +87,11 @@ class Gate:
                 self._alarm(error)
         return error
 
-    def pause_after(self, error: CallFailed, attempt: int, job: object) -> float:
-        """Return the seconds to wait before repeating; raises Wait when the job is to wait."""
+    def pause_after(self, error: CallFailed, attempt: int, job: object, *, began: float) -> float:
+        """Return the seconds to wait before repeating; raises Wait when the job is to wait.
+
+        `began` is when the call was first made, on the monotonic clock.
+        """
         p = self._patience
         self.check()
         left = self._budgets.get(job, p.budget) - 1.0
@@ -91,10 +101,10 @@ class Gate:
         if error.retry_after_seconds is not None:
             # Never sooner than asked, and not all in the same instant.
             pause = max(pause, error.retry_after_seconds * random.uniform(1.0, 1.1))
-        tries = 2 if self._outages else p.tries
-        if attempt >= tries:
+        spent = attempt >= (2 if self._outages else p.tries)
+        if spent and self._answered_at < began:
             raise self._outage(error)
-        if pause > p.longest_hold_seconds or left < 0:
+        if spent or pause > p.longest_hold_seconds or left < 0:
             raise Wait(
                 f"the LLM server does not answer: {error}",
                 seconds=min(LONGEST_PAUSE_SECONDS, max(pause, p.outage_seconds)) * p.scale,
