@@ -134,10 +134,7 @@ HOLD_AT_THE_BOUNDARY = f"""
 
 @pytest.mark.parametrize(
     ("step", "event"),
-    [
-        pytest.param(*b, marks=[] if b in SHORT_BOUNDARIES else pytest.mark.long)
-        for b in BOUNDARIES
-    ],
+    [pytest.param(*b, marks=[] if b in SHORT_BOUNDARIES else pytest.mark.long) for b in BOUNDARIES],
 )
 async def test_a_pass_killed_at_a_boundary_between_steps_ends_as_an_undisturbed_one(
     database_url: str, tmp_path: Path, step: str, event: str
