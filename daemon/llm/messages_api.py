@@ -1,0 +1,215 @@
+"""Calls of the Messages API through the vendor's SDK, on whichever platform it runs.
+
+Owns what the SDK raises and means. A platform (`anthropic_api.py`, `bedrock.py`, `vertex.py`) adds
+only where a model is found there and what its credentials' troubles mean. Retries are not here: the
+SDK's are off, and the caller (`caller.py`) owns them, so that they are visible and never outlive a
+lease.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from daemon.errors import BadCall, CallFailed, Systemic, UselessReply
+from daemon.llm.rate_limits import Throttled, rate_limits_from
+from daemon.llm.wire import parameters, read_message, refused_feature
+from daemon.logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import anthropic
+
+    from daemon.llm.pricing import Model, Models
+    from daemon.llm.request import Reply, Request
+    from daemon.llm.wire import Feature
+
+_log = get_logger()
+_SYSTEMIC_PAUSE_SECONDS = 60.0
+_MODEL_SETTINGS = "EXTRACTION_MODEL, MEMORY_MODEL, SECTIONS_MODEL"
+_LONGEST_SAID = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a platform answers for a model."""
+
+    client: Any
+    """An async client of the SDK; its type differs by platform."""
+    model_id: str
+    """The model's id there."""
+    extra_body: Mapping[str, str] | None = None
+    price_factor: Decimal = Decimal(1)
+    """What the platform asks there on top of the vendor's list price."""
+
+
+class Platform(Protocol):
+    """One way to reach models."""
+
+    name: str
+    key_hint: str
+    """What to check when it does not accept us."""
+    place_hint: str
+    """What to check, besides the model's name, when it does not know the model."""
+
+    def place(self, model: Model) -> Place:
+        """Return where to call a model."""
+        ...
+
+    def meaning(self, error: Exception) -> Exception | None:
+        """Say what an error of the platform's own credentials asks of the caller, if it is one."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+class MessagesProvider:
+    """Answers requests by the Messages API of one platform."""
+
+    def __init__(self, platform: Platform, models: Models) -> None:
+        import anthropic  # noqa: PLC0415 - 50 MB and a second: only where calls are made
+
+        self.name = platform.name
+        self.sdk = anthropic
+        self.platform = platform
+        self.models = models
+        self._refused: dict[str, frozenset[Feature]] = {}
+
+    async def call(self, request: Request) -> Reply:
+        """Make one call; see Provider.call."""
+        model = self.models.named(request.model)
+        while True:
+            arguments = self.parameters(request)
+            try:
+                return await self._create(request, model, arguments)
+            except self.sdk.APIStatusError as error:
+                feature = None
+                if error.status_code in {400, 422}:
+                    feature = refused_feature(_all_said(error), arguments)
+                if feature is None:
+                    raise self.meaning(error, model) from error
+                # Nothing was answered, so nothing was paid: ask the next way, from now on.
+                self._refused[model.id] = self._refused.get(model.id, frozenset()) | {feature}
+                _log.warning("llm.feature_refused", model=model.id, feature=feature,
+                             said=_said(error))  # fmt: skip
+
+    async def _create(self, request: Request, model: Model, arguments: Mapping[str, Any]) -> Reply:
+        place = self.platform.place(model)
+        started = time.monotonic()
+        try:
+            raw = await place.client.messages.with_raw_response.create(
+                model=place.model_id,
+                timeout=request.timeout_seconds,
+                extra_body=place.extra_body,
+                **arguments,
+            )
+            message: object = await raw.parse()
+        except self.sdk.APIStatusError:
+            raise
+        except self.sdk.APIResponseValidationError as error:
+            raise UselessReply("the server's reply has a shape the API does not have") from error
+        except self.sdk.APIError as error:
+            raise CallFailed(
+                f"the LLM server could not be reached ({type(error).__name__})"
+            ) from error
+        except json.JSONDecodeError as error:
+            raise CallFailed("the server's reply broke off") from error
+        except Exception as error:
+            # The SDK passes on what a cloud's own credential libraries raise.
+            meant = self.platform.meaning(error)
+            if meant is None:
+                raise
+            raise meant from error
+        if not isinstance(message, self.sdk.types.Message):
+            # An HTML page with status 200 comes back as a plain string (FACTS section 2).
+            raise UselessReply("the server answered with a page that is no message")
+        return read_message(
+            message,
+            model=model.id,
+            price=partial(model.bill, factor=place.price_factor),
+            limits=rate_limits_from(raw.headers),
+            latency_ms=round((time.monotonic() - started) * 1000),
+        )
+
+    async def aclose(self) -> None:
+        """Close the platform's connections."""
+        await self.platform.aclose()
+
+    def meaning(self, error: anthropic.APIStatusError, model: Model) -> Exception:
+        """Say what a refusal asks of the caller."""
+        status, said = error.status_code, _said(error)
+        where = f"LLM server answered {status}: {said}"
+
+        def systemic(what: str) -> Systemic:
+            return Systemic(f"the {where}; check {what}", seconds=_SYSTEMIC_PAUSE_SECONDS)
+
+        if status == 401 or (status == 403 and "permission" not in said.lower()):
+            return systemic(self.platform.key_hint)
+        if status in {402, 403} or (status in {400, 429} and _speaks_of_money(error, status)):
+            return systemic("the account's billing, limits and permissions")
+        if status == 404 or (status == 400 and _speaks_of_no_model(error)):
+            return systemic(
+                f"the model name {model.id!r} ({_MODEL_SETTINGS}) and {self.platform.place_hint}"
+            )
+        if status in {408, 409, 425, 429} or status >= 500:
+            seconds = _retry_after(error)
+            if status in {429, 529}:
+                limits = rate_limits_from(error.response.headers)
+                return Throttled(where, retry_after_seconds=seconds, limits=limits)
+            return CallFailed(where, retry_after_seconds=seconds)
+        return BadCall(where)
+
+
+def _inner(error: anthropic.APIStatusError) -> Mapping[str, Any]:
+    """Return the part of an error's body that says what is wrong, in each platform's shape."""
+    body = error.body
+    if not isinstance(body, dict):
+        return {}
+    inner = body.get("error")
+    return inner if isinstance(inner, dict) else body
+
+
+def _said(error: anthropic.APIStatusError) -> str:
+    """Return the server's own short words, never the request's."""
+    inner = _inner(error)
+    message = inner.get("message", inner.get("Message"))
+    if not message:
+        return type(error).__name__
+    kind = inner.get("type") or inner.get("status") or type(error).__name__
+    return f"{kind}: {message}"[:_LONGEST_SAID]
+
+
+def _all_said(error: anthropic.APIStatusError) -> str:
+    return json.dumps(error.body, default=str) if error.body else ""
+
+
+def _speaks_of_money(error: anthropic.APIStatusError, status: int) -> bool:
+    """Whether a 400 or 429 is about a spend limit: waiting a little does not lift it."""
+    inner = _inner(error)
+    details = inner.get("details")
+    code = details.get("error_code") if isinstance(details, dict) else inner.get("error_code")
+    text = f"{code or ''} {inner.get('message', '')}".lower()
+    words = ["spend", "billing", "credit balance"]
+    if status == 400:  # a plain rate limit, a 429, may be called a usage limit too
+        words.append("usage limit")
+    return any(word in text for word in words)
+
+
+def _speaks_of_no_model(error: anthropic.APIStatusError) -> bool:
+    """Whether a 400 says that there is no such model, which is how Bedrock says it."""
+    text = str(_inner(error).get("message", "")).lower()
+    return "model identifier is invalid" in text or "on-demand throughput" in text
+
+
+def _retry_after(error: anthropic.APIStatusError) -> float | None:
+    try:
+        return max(0.0, float(error.response.headers.get("retry-after", "")))
+    except ValueError:
+        return None
