@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from daemon.errors import BadCall, CallFailed, GiveUp, UselessReply, Wait
+from daemon.errors import BadCall, CallFailed, UselessReply, Wait
+from daemon.llm.budget import Budget
 from daemon.llm.request import Reply
 from daemon.logs import get_logger
 
@@ -74,6 +74,7 @@ class Caller:
         self.provider = provider
         self.ledger = ledger
         self.limiter = limiter
+        self._budget = Budget()
         # Held while a key is looked up, asked and recorded: two windows with the same text must
         # not both find no receipt and both pay.
         self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -125,13 +126,17 @@ class Caller:
                 raise UselessReply("this very call was paid before in this job, to no use")
             return Answer(read(receipt.reply), receipt.reply)
         scope.holder.check()
-        if scope.max_cost_usd is not None:
-            spent = (await self.ledger.spent(scope.job_id)).cost_usd
-            if spent >= Decimal(str(scope.max_cost_usd)):
-                raise GiveUp(
-                    f"stopped at MAX_COST_USD_PER_JOB ({scope.max_cost_usd:g}): {spent:.4f} USD "
-                    "are spent; what is done is kept, raise the limit and retry to go on"
-                )
+        async with self._budget.reserve(
+            scope.job_id,
+            lambda: self.provider.most_it_costs(request),
+            ceiling_usd=scope.max_cost_usd,
+            spent=lambda: self.ledger.spent(scope.job_id),
+        ):
+            return await self._pay(key, scope, request, read)
+
+    async def _pay(
+        self, key: str, scope: Scope, request: Request, read: Callable[[Reply], T]
+    ) -> Answer[T]:
         reply = await self._call(scope, request)
         self.limiter.seen(len(request.text) + len(request.system) + len(reply.text))
         useless: UselessReply | None = None

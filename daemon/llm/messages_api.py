@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from daemon.errors import BadCall, CallFailed, Systemic, UselessReply
+from daemon.llm.budget import most_it_costs
 from daemon.llm.rate_limits import Throttled, rate_limits_from
 from daemon.llm.wire import parameters, read_message, refused_feature
 from daemon.logs import get_logger
@@ -100,6 +101,11 @@ class MessagesProvider:
                 _log.warning("llm.feature_refused", model=model.id, feature=feature,
                              said=_said(error))  # fmt: skip
 
+    def parameters(self, request: Request) -> dict[str, Any]:
+        """Return the arguments of a call, the model left out, as this server takes them."""
+        model = self.models.named(request.model)
+        return parameters(request, model, self._refused.get(model.id, frozenset()))
+
     async def _create(self, request: Request, model: Model, arguments: Mapping[str, Any]) -> Reply:
         place = self.platform.place(model)
         started = time.monotonic()
@@ -137,6 +143,10 @@ class MessagesProvider:
             limits=rate_limits_from(raw.headers),
             latency_ms=round((time.monotonic() - started) * 1000),
         )
+
+    def most_it_costs(self, request: Request) -> Decimal:
+        """Return the most that a call can cost; see Provider.most_it_costs."""
+        return most_it_costs(request, self.models.named(request.model))
 
     async def aclose(self) -> None:
         """Close the platform's connections."""

@@ -12,6 +12,8 @@ from daemon.llm.offline import OfflineProvider
 from daemon.llm.pricing import Models
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from daemon.llm.request import Reply, Request
     from daemon.settings import Settings
 
@@ -26,6 +28,10 @@ class Provider(Protocol):
 
         Raises CallFailed, BadCall, UselessReply (answered in an unusable shape), or Systemic.
         """
+        ...
+
+    def most_it_costs(self, request: Request) -> Decimal:
+        """Return the most that a call can cost in US dollars; 0 where no price is known."""
         ...
 
     async def aclose(self) -> None:

@@ -30,7 +30,9 @@ _NAMED_BY: dict[Feature, tuple[str, ...]] = {
     "schema": ("output_config", "output_format", "json_schema", "structured output"),
 }
 _TOOL = "answer"
-_IN_WORDS = "\n\nAnswer with exactly one JSON object of this JSON schema, complete, and nothing around it:\n"
+_IN_WORDS = (
+    "\n\nAnswer with exactly one JSON object of this JSON schema, complete, and nothing else:\n"
+)
 _REPEATED = frozenset({"extract", "same", "reduce"})
 """Purposes whose instructions are sent many times a pass. Writing to the cache costs more than
 plain input, so what is sent once or twice is not marked for it."""
