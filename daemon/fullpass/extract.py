@@ -143,7 +143,7 @@ async def _work_window(work: Pass, window_id: int, share: float) -> int:
         items, stop_reason = answer.value, answer.reply.stop_reason
         if stop_reason == "refusal":
             whole, outcome, trouble = False, "refused", "the model refused to read it"
-        elif stop_reason == "max_tokens":
+        elif answer.reply.cut_short:
             whole, outcome, trouble = False, "salvaged", "the reply was cut at max_tokens"
         elif not items.whole:
             whole, outcome, trouble = False, "salvaged", _BROKEN
@@ -212,7 +212,14 @@ def _request(work: Pass, window: Window) -> Request:
 def _read(reply: Reply) -> ReadItems:
     if reply.stop_reason == "refusal":
         return ReadItems((), whole=False)
-    return read_items(reply.text, "facts")
+    try:
+        return read_items(reply.text, "facts")
+    except UselessReply:
+        if reply.cut_short:
+            # Thinking may use up all there is, or a tool's input be dropped: the same text again
+            # would end the same way, half of it may not.
+            return ReadItems((), whole=False)
+        raise
 
 
 async def _save_facts(

@@ -38,7 +38,7 @@ class AnthropicPlatform:
         """The SDK's client, for what only this platform has: batches."""
         return self._client
 
-    def place(self, model: Model) -> Place:
+    def place(self, name: str, model: Model) -> Place:  # noqa: ARG002
         """Every model is called by the vendor's own id."""
         return Place(self._client, model.id)
 

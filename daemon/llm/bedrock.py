@@ -8,13 +8,12 @@ Checked against the SDK's source (anthropic 2.12) and the vendor's pages, 2026-1
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from daemon.errors import CallFailed, Systemic, UsageError
-from daemon.llm.messages_api import Place
+from daemon.llm.messages_api import Place, is_installed
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 _INVOKE_VERSION = {"anthropic_version": "bedrock-2023-05-31"}
 """InvokeModel's models answer 400 to the version that the SDK sends by itself."""
 _BY_INVOKE = re.compile(r"-v\d+(:\d+)?$|^arn:|^[a-z][a-z-]*\.anthropic\.")
+_OF_BEDROCK = re.compile(r"^([a-z][a-z-]*\.)?anthropic\.")
 _GEOGRAPHIES = {"us-gov": "us-gov", "us": "us", "ca": "us", "eu": "eu"}
 """Inference profiles that keep text within a geography, by the region's first part."""
 _GEOGRAPHIC_FACTOR = Decimal("1.1")
@@ -41,7 +41,7 @@ class BedrockPlatform:
     def __init__(self, settings: Settings) -> None:
         if settings.aws_region is None:
             raise UsageError("AWS_REGION: not set; LLM_PROVIDER=bedrock needs it, e.g. eu-west-1")
-        if importlib.util.find_spec("boto3") is None:
+        if not is_installed("boto3"):
             raise UsageError(
                 "LLM_PROVIDER: bedrock needs its extra: pip install 'fullpass[bedrock]'"
             )
@@ -54,9 +54,9 @@ class BedrockPlatform:
         self._clients: dict[str, Any] = {}
         self._refusals = importlib.import_module("botocore.exceptions")
 
-    def place(self, model: Model) -> Place:
+    def place(self, name: str, model: Model) -> Place:
         """Choose the client, the id and the price of a model in this region."""
-        model_id = self.model_id(model)
+        model_id = self.model_id(name, model)
         if _BY_INVOKE.search(model_id):
             factor = Decimal(1) if model_id.startswith("global.") else _GEOGRAPHIC_FACTOR
             client = self._client(
@@ -68,13 +68,11 @@ class BedrockPlatform:
         )
         return Place(client, model_id)
 
-    def model_id(self, model: Model) -> str:
-        """Return a model's id here: a full one as it was given, a known one for this region."""
-        given = model.bedrock or model.id
-        if given.startswith("arn:") or re.match(r"[a-z][a-z-]*\.anthropic\.", given):
-            return given
-        if not given.startswith("anthropic."):
-            given = f"anthropic.{given}"
+    def model_id(self, name: str, model: Model) -> str:
+        """Return a model's id here: one of Bedrock's as it was given, a known one's by region."""
+        if name.startswith("arn:") or _OF_BEDROCK.match(name):
+            return name
+        given = model.bedrock or f"anthropic.{model.id}"
         if not _BY_INVOKE.search(given):
             return given
         first = "us-gov" if self._region.startswith("us-gov-") else self._region.partition("-")[0]

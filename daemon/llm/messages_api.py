@@ -8,6 +8,7 @@ lease.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from dataclasses import dataclass
@@ -58,8 +59,8 @@ class Platform(Protocol):
     place_hint: str
     """What to check, besides the model's name, when it does not know the model."""
 
-    def place(self, model: Model) -> Place:
-        """Return where to call a model."""
+    def place(self, name: str, model: Model) -> Place:
+        """Return where to call a model that was named so."""
         ...
 
     def meaning(self, error: Exception) -> Exception | None:
@@ -69,6 +70,14 @@ class Platform(Protocol):
     async def aclose(self) -> None:
         """Let go of connections."""
         ...
+
+
+def is_installed(module: str) -> bool:
+    """Whether an extra's library is there, without loading it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even its parent package
+        return False
 
 
 class MessagesProvider:
@@ -107,7 +116,7 @@ class MessagesProvider:
         return parameters(request, model, self._refused.get(model.id, frozenset()))
 
     async def _create(self, request: Request, model: Model, arguments: Mapping[str, Any]) -> Reply:
-        place = self.platform.place(model)
+        place = self.platform.place(request.model, model)
         started = time.monotonic()
         try:
             raw = await place.client.messages.with_raw_response.create(
@@ -192,8 +201,8 @@ def _said(error: anthropic.APIStatusError) -> str:
     message = inner.get("message", inner.get("Message"))
     if not message:
         return type(error).__name__
-    kind = inner.get("type") or inner.get("status") or type(error).__name__
-    return f"{kind}: {message}"[:_LONGEST_SAID]
+    kind = inner.get("type") or inner.get("status")
+    return (f"{kind}: {message}" if kind else str(message))[:_LONGEST_SAID]
 
 
 def _all_said(error: anthropic.APIStatusError) -> str:

@@ -8,12 +8,11 @@ source (anthropic 2.12) and the vendor's pages, 2026-11-22.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from daemon.errors import CallFailed, Systemic, UsageError
-from daemon.llm.messages_api import Place
+from daemon.llm.messages_api import Place, is_installed
 
 if TYPE_CHECKING:
     from daemon.llm.pricing import Model
@@ -35,11 +34,7 @@ class VertexPlatform:
             raise UsageError(
                 "ANTHROPIC_VERTEX_PROJECT_ID: not set; LLM_PROVIDER=vertex needs the project's id"
             )
-        try:
-            found = importlib.util.find_spec("google.auth")
-        except ModuleNotFoundError:  # not even its parent package
-            found = None
-        if found is None:
+        if not is_installed("google.auth"):
             raise UsageError("LLM_PROVIDER: vertex needs its extra: pip install 'fullpass[vertex]'")
         import anthropic  # noqa: PLC0415 - 50 MB and a second: only where calls are made
 
@@ -52,12 +47,12 @@ class VertexPlatform:
             max_retries=0,
         )
 
-    def place(self, model: Model) -> Place:
+    def place(self, name: str, model: Model) -> Place:
         """Return the model's id there, with its version of the API where it needs an older one."""
         version = model.vertex_version
         return Place(
             self._client,
-            model.vertex or model.id,
+            name if "@" in name else model.vertex or model.id,
             None if version is None else {"anthropic_version": version},
             Decimal(1) if self._region == "global" else _REGIONAL_FACTOR,
         )

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 Feature = Literal["cache", "effort", "tool", "schema"]
 """What a request may use and a server may refuse."""
 
-_NAMED_BY: dict[Feature, tuple[str, ...]] = {
-    "cache": ("cache_control",),
-    "effort": ("effort",),
-    "tool": ("tool",),
-    "schema": ("output_config", "output_format", "json_schema", "structured output"),
-}
+_NAMED_BY: tuple[tuple[str, Feature], ...] = (
+    ("cache_control", "cache"),
+    ("effort", "effort"),
+    ("tool", "tool"),
+    ("output_config", "schema"),
+    ("json_schema", "schema"),
+    ("structured output", "schema"),
+    ("output_config", "effort"),  # which is all of it that is left by then
+)
 _TOOL = "answer"
 _IN_WORDS = (
     "\n\nAnswer with exactly one JSON object of this JSON schema, complete, and nothing else:\n"
@@ -101,10 +104,8 @@ def refused_feature(said: str, arguments: Mapping[str, Any]) -> Feature | None:
         "tool": "tools" in arguments,
         "schema": "format" in output,
     }
-    for feature, words in _NAMED_BY.items():
-        if used[feature] and any(word in said.lower() for word in words):
-            return feature
-    return None
+    said = said.lower()
+    return next((feature for word, feature in _NAMED_BY if word in said and used[feature]), None)
 
 
 def read_message(
