@@ -36,6 +36,8 @@ _ASKED_AGAIN = (
     "\n\n(Try {number}: the reply before this one could not be read. Answer with exactly one JSON "
     "object of the given schema, complete, and nothing around it.)"
 )
+_UNUSABLE = "unusable: "
+"""Before the reason, in the stop reason of a receipt whose reply was no message at all."""
 _TRIES = 8
 _LONGEST_HOLD_SECONDS = 60.0
 """Longest wait between two tries that a job is held for; a longer one releases it."""
@@ -142,6 +144,8 @@ class Caller:
         useless: UselessReply | None = None
         value: T | None = None
         try:
+            if reply.stop_reason.startswith(_UNUSABLE):
+                raise UselessReply(reply.stop_reason.removeprefix(_UNUSABLE))
             value = read(reply)
         except UselessReply as error:
             useless = error
@@ -170,7 +174,7 @@ class Caller:
                     return await self.provider.call(request)
             except UselessReply as error:
                 # Answered, and so perhaps paid, with nothing in it: leave a receipt of that too.
-                return Reply("", f"unusable: {error}", None, request.model)
+                return Reply("", f"{_UNUSABLE}{error}", None, request.model)
             except BadCall:
                 raise
             except CallFailed as error:
