@@ -144,9 +144,7 @@ class Caller:
         useless: UselessReply | None = None
         value: T | None = None
         try:
-            if reply.stop_reason.startswith(_UNUSABLE):
-                raise UselessReply(reply.stop_reason.removeprefix(_UNUSABLE))
-            value = read(reply)
+            value = read(_message(reply))
         except UselessReply as error:
             useless = error
         # Shielded: a task that is cancelled between reply and receipt would forget a payment.
@@ -202,3 +200,10 @@ class Caller:
         while (left := deadline - asyncio.get_running_loop().time()) > 0:
             scope.holder.check()
             await asyncio.sleep(min(0.5, left))
+
+
+def _message(reply: Reply) -> Reply:
+    """Return the reply if it is a message at all, or raise why not."""
+    if reply.stop_reason.startswith(_UNUSABLE):
+        raise UselessReply(reply.stop_reason.removeprefix(_UNUSABLE))
+    return reply
