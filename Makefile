@@ -15,7 +15,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python
 WORKERS ?= 2
 # Further options of pytest: make test ARGS='-k lease -x'
 ARGS ?=
-BENCHES := bench-queue bench-ingest bench-llm bench-quality bench-scale
+BENCHES := bench-queue bench-ingest bench-llm bench-quality bench-scale bench-cost
 
 .PHONY: help install demo test check format faults bench $(BENCHES) pins clean
 
