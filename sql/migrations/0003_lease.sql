@@ -491,7 +491,7 @@ declare
     v_running uuid;
     v_taken int := 0;
     v_again timestamptz;
-    v_soon interval := interval '1 second';
+    v_soon interval := interval '200 milliseconds';
     v_now timestamptz := clock_timestamp();
     v_tomorrow timestamptz := date_trunc('day', now() at time zone 'utc') at time zone 'utc'
                               + interval '1 day';
