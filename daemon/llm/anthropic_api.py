@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from daemon.errors import UsageError
 from daemon.llm.messages_api import Place
@@ -34,9 +34,9 @@ class AnthropicPlatform:
         )
 
     @property
-    def client(self) -> object:
-        """The SDK's client, for what only this platform has: batches."""
-        return self._client
+    def batches(self) -> Any:
+        """The SDK's Message Batches resource."""
+        return self._client.messages.batches
 
     def place(self, name: str, model: Model) -> Place:  # noqa: ARG002
         """Every model is called by the vendor's own id."""

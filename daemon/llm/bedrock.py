@@ -35,6 +35,7 @@ class BedrockPlatform:
     """Calls with AWS credentials: the settings', or what AWS's own chain finds."""
 
     name = "bedrock"
+    batches = None
     key_hint = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they may invoke the model"
     place_hint = "that AWS_REGION has it and the account may use it"
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import anthropic
 
     from daemon.llm.pricing import Model, Models
+    from daemon.llm.rate_limits import RateLimits
     from daemon.llm.request import Reply, Request
     from daemon.llm.wire import Feature
 
@@ -58,6 +59,11 @@ class Platform(Protocol):
     """What to check when it does not accept us."""
     place_hint: str
     """What to check, besides the model's name, when it does not know the model."""
+
+    @property
+    def batches(self) -> Any | None:
+        """The SDK's Message Batches resource, or None where there is none."""
+        ...
 
     def place(self, name: str, model: Model) -> Place:
         """Return where to call a model that was named so."""
@@ -104,23 +110,49 @@ class MessagesProvider:
                 if error.status_code in {400, 422}:
                     feature = refused_feature(_all_said(error), arguments)
                 if feature is None:
-                    raise self.meaning(error, model) from error
+                    raise self.meaning(error, model.id) from error
                 # Nothing was answered, so nothing was paid: ask the next way, from now on.
                 self._refused[model.id] = self._refused.get(model.id, frozenset()) | {feature}
                 _log.warning("llm.feature_refused", model=model.id, feature=feature,
                              said=_said(error))  # fmt: skip
 
+    @property
+    def batches(self) -> Any | None:
+        """The SDK's Message Batches resource of this platform, or None."""
+        return self.platform.batches
+
     def parameters(self, request: Request) -> dict[str, Any]:
-        """Return the arguments of a call, the model left out, as this server takes them."""
+        """Return the body of a call, alone or in a batch, as this server is known to take it."""
         model = self.models.named(request.model)
-        return parameters(request, model, self._refused.get(model.id, frozenset()))
+        refused = self._refused.get(model.id, frozenset())
+        place = self.platform.place(request.model, model)
+        return {"model": place.model_id, **parameters(request, model, refused)}
+
+    def reply_of(
+        self,
+        message: Any,
+        model: Model,
+        *,
+        limits: RateLimits | None = None,
+        latency_ms: int = 0,
+        factor: Decimal = Decimal(1),
+        batch: bool = False,
+    ) -> Reply:
+        """Return what a Message of the SDK says and cost, alone or in a batch."""
+        return read_message(
+            message,
+            model=model.id,
+            price=partial(model.bill, batch=batch, factor=factor),
+            limits=limits,
+            latency_ms=latency_ms,
+            batch=batch,
+        )
 
     async def _create(self, request: Request, model: Model, arguments: Mapping[str, Any]) -> Reply:
         place = self.platform.place(request.model, model)
         started = time.monotonic()
         try:
             raw = await place.client.messages.with_raw_response.create(
-                model=place.model_id,
                 timeout=request.timeout_seconds,
                 extra_body=place.extra_body,
                 **arguments,
@@ -128,12 +160,8 @@ class MessagesProvider:
             message: object = await raw.parse()
         except self.sdk.APIStatusError:
             raise
-        except self.sdk.APIResponseValidationError as error:
-            raise UselessReply("the server's reply has a shape the API does not have") from error
         except self.sdk.APIError as error:
-            raise CallFailed(
-                f"the LLM server could not be reached ({type(error).__name__})"
-            ) from error
+            raise self.meaning(error, model.id) from error
         except json.JSONDecodeError as error:
             raise CallFailed("the server's reply broke off") from error
         except Exception as error:
@@ -145,12 +173,12 @@ class MessagesProvider:
         if not isinstance(message, self.sdk.types.Message):
             # An HTML page with status 200 comes back as a plain string (FACTS section 2).
             raise UselessReply("the server answered with a page that is no message")
-        return read_message(
+        return self.reply_of(
             message,
-            model=model.id,
-            price=partial(model.bill, factor=place.price_factor),
+            model,
             limits=rate_limits_from(raw.headers),
             latency_ms=round((time.monotonic() - started) * 1000),
+            factor=place.price_factor,
         )
 
     def most_it_costs(self, request: Request) -> Decimal:
@@ -161,8 +189,12 @@ class MessagesProvider:
         """Close the platform's connections."""
         await self.platform.aclose()
 
-    def meaning(self, error: anthropic.APIStatusError, model: Model) -> Exception:
-        """Say what a refusal asks of the caller."""
+    def meaning(self, error: anthropic.APIError, model_id: str) -> Exception:
+        """Say what an error of the SDK asks of the caller."""
+        if isinstance(error, self.sdk.APIResponseValidationError):
+            return UselessReply("the server's reply has a shape the API does not have")
+        if not isinstance(error, self.sdk.APIStatusError):
+            return CallFailed(f"the LLM server could not be reached ({type(error).__name__})")
         status, said = error.status_code, _said(error)
         where = f"LLM server answered {status}: {said}"
 
@@ -175,7 +207,7 @@ class MessagesProvider:
             return systemic("the account's billing, limits and permissions")
         if status == 404 or (status == 400 and _speaks_of_no_model(error)):
             return systemic(
-                f"the model name {model.id!r} ({_MODEL_SETTINGS}) and {self.platform.place_hint}"
+                f"the model name {model_id!r} ({_MODEL_SETTINGS}) and {self.platform.place_hint}"
             )
         if status in {408, 409, 425, 429} or status >= 500:
             seconds = _retry_after(error)

@@ -26,6 +26,7 @@ class VertexPlatform:
     """Calls with Google's application default credentials."""
 
     name = "vertex"
+    batches = None
     key_hint = "GOOGLE_APPLICATION_CREDENTIALS, and that the account may use Vertex AI"
     place_hint = "that CLOUD_ML_REGION has it and ANTHROPIC_VERTEX_PROJECT_ID may use it"
 
