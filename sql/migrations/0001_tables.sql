@@ -461,6 +461,7 @@ create index if not exists llm_calls_by_user on fullpass.llm_calls (user_id, cre
 -- Which receipts served a job again in place of a call: what the ledger saved. A row a job and
 -- receipt, however often an interrupted job asks.
 create table if not exists fullpass.calls_served (
+    user_id uuid not null,
     job_id uuid not null,
     call_id bigint not null,
     served_at timestamptz not null default clock_timestamp(),

@@ -164,8 +164,8 @@ $$;
 -- first use and no saving. Not fenced: it is said of the ledger, and changes nothing of the job.
 create or replace function fullpass.note_served(p_call bigint, p_job uuid)
 returns void language sql as $$
-    insert into fullpass.calls_served (job_id, call_id)
-    select p_job, c.id from fullpass.llm_calls c
+    insert into fullpass.calls_served (user_id, job_id, call_id)
+    select c.user_id, p_job, c.id from fullpass.llm_calls c
     where c.id = p_call and not (c.batch and c.job_id is not distinct from p_job)
     on conflict do nothing
 $$;
