@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 
 from daemon.errors import BadCall, CallFailed, Systemic, UsageError
@@ -17,7 +18,7 @@ from daemon.fullpass.facts import EXTRACT_SCHEMA, read_items
 from daemon.fullpass.prompts import prompt
 from daemon.llm.pricing import Models
 from daemon.llm.providers import provider_from
-from daemon.llm.request import Request
+from daemon.llm.request import Request, Usage
 from daemon.settings import load_settings
 from tests.support.anthropic_client import CHINESE, SHIP, TEA, TRUTH, WINDOW
 from tests.support.anthropic_wire import MODELS
@@ -29,6 +30,9 @@ from tests.support.cloud_server import (
     CloudServer,
     service_account,
 )
+from tests.support.exports import planted_export
+from tests.support.planted_truth import Truth
+from tests.support.worker_process import work_once
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -436,3 +440,47 @@ async def test_each_refusal_asks_for_what_helps(
     async with at(recorder) as anthropic:
         with pytest.raises(raises, match=says):
             await anthropic.call(asked())
+
+
+# A whole pass
+
+
+async def test_a_pass_runs_on_bedrock_by_both_of_its_ways_and_is_priced_as_there(
+    database_url: str, clouds: CloudServer, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=4)
+    clouds.truth = Truth(export.truth)
+    db = await asyncpg.connect(database_url, statement_cache_size=0)
+    try:
+        job = await db.fetchval(
+            "INSERT INTO processing_jobs (user_id, storage_path) VALUES ($1, $2) RETURNING id",
+            uuid.uuid4(),
+            f"file://{export.write(tmp_path / 'c.json')}",
+        )
+        tally = await work_once(
+            database_url,
+            None,
+            llm_provider="bedrock",
+            extraction_model="haiku-4.5",
+            aws_region=REGION,
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+            anthropic_bedrock_base_url=clouds.url,
+            anthropic_bedrock_mantle_base_url=f"{clouds.url}/anthropic",
+        )
+        assert tally.completed == [job]
+        rows = await db.fetch("select * from fullpass.llm_calls order by id")
+        facts = await db.fetchval("select count(*) from fullpass.facts")
+    finally:
+        await db.close()
+    assert facts == len(export.truth)
+    assert {row["provider"] for row in rows} == {"bedrock"}
+    assert {a.path.startswith("/model/eu.") for a in clouds.arrivals} == {True, False}
+    extraction = next(row for row in rows if row["purpose"] == "extract")
+    listed = (
+        Models()
+        .named("haiku-4.5")
+        .bill(Usage(extraction["input_tokens"], extraction["output_tokens"]))
+    )
+    assert listed is not None
+    assert extraction["cost_usd"] == round(listed.cost_usd * Decimal("1.1"), 8)
