@@ -19,7 +19,7 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,12 +30,16 @@ from daemon.fullpass.prompts import prompt
 from daemon.llm.caller import Caller, Scope
 from daemon.llm.ledger import Ledger
 from daemon.llm.limiter import CallLimiter
-from daemon.llm.providers import AnthropicProvider
+from daemon.llm.providers import provider_from
 from daemon.llm.rate_limits import Throttled
 from daemon.llm.request import Reply, Request
 from daemon.llm.sharing import Sharing
 from daemon.logs import configure_logs
 from daemon.memory_gauge import allowed_calls, read_gauge
+from daemon.settings import load_settings
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 WARM_UP_CALLS = 5
 
@@ -74,19 +78,26 @@ class Account:
     attempts: list[tuple[float, float, int, int, int]] = field(default_factory=list)
 
 
-class Watched(AnthropicProvider):
+class Watched:
     """The provider itself, with a note of every attempt."""
 
+    name = "anthropic"
+
     def __init__(self, task: Task, account: Account) -> None:
-        super().__init__(api_key=task.api_key, base_url=task.base_url)
         self._account = account
+        self._provider = provider_from(
+            load_settings(
+                database_url=task.database_url, llm_provider="anthropic",
+                anthropic_api_key=task.api_key, anthropic_base_url=task.base_url,
+            )
+        )  # fmt: skip
 
     async def call(self, request: Request) -> Reply:
         """Make one call and note how it went."""
         started = time.time()
         status, usage = 0, None
         try:
-            reply = await super().call(request)
+            reply = await self._provider.call(request)
             status, usage = 200, reply.usage
         except Throttled:
             status = 429
@@ -97,6 +108,14 @@ class Watched(AnthropicProvider):
             self._account.attempts.append(
                 (started, time.time() - started, status, usage.input_tokens if usage else 0, usage.output_tokens if usage else 0)
             )  # fmt: skip
+
+    def most_it_costs(self, request: Request) -> Decimal:
+        """Return the most that a call can cost."""
+        return self._provider.most_it_costs(request)
+
+    async def aclose(self) -> None:
+        """Let go of connections."""
+        await self._provider.aclose()
 
 
 class Nobody:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from daemon.errors import BadCall, CallFailed, GiveUp, Systemic, UselessReply
+from daemon.errors import BadCall, CallFailed, Systemic, UselessReply
+from daemon.llm.budget import Budget
 from daemon.llm.patience import Gate, Patience
 from daemon.llm.request import Reply
 from daemon.logs import get_logger
@@ -38,6 +38,8 @@ _ASKED_AGAIN = (
     "\n\n(Try {number}: the reply before this one could not be read. Answer with exactly one JSON "
     "object of the given schema, complete, and nothing around it.)"
 )
+_UNUSABLE = "unusable: "
+"""Before the reason, in the stop reason of a receipt whose reply was no message at all."""
 
 
 class Holder(Protocol):
@@ -84,6 +86,7 @@ class Caller:
         self.provider = provider
         self.ledger = ledger
         self.limiter = limiter
+        self._budget = Budget()
         self._gate = Gate(patience or Patience(), alarm=alarm)
         # Held while a key is looked up, asked and recorded: two windows with the same text must
         # not both find no receipt and both pay.
@@ -136,19 +139,23 @@ class Caller:
                 raise UselessReply("this very call was paid before in this job, to no use")
             return Answer(read(receipt.reply), receipt.reply)
         scope.holder.check()
-        if scope.max_cost_usd is not None:
-            spent = (await self.ledger.spent(scope.job_id)).cost_usd
-            if spent >= Decimal(str(scope.max_cost_usd)):
-                raise GiveUp(
-                    f"stopped at MAX_COST_USD_PER_JOB ({scope.max_cost_usd:g}): {spent:.4f} USD "
-                    "are spent; what is done is kept, raise the limit and retry to go on"
-                )
+        async with self._budget.reserve(
+            scope.job_id,
+            lambda: self.provider.most_it_costs(request),
+            ceiling_usd=scope.max_cost_usd,
+            spent=lambda: self.ledger.spent(scope.job_id),
+        ):
+            return await self._pay(key, scope, request, read)
+
+    async def _pay(
+        self, key: str, scope: Scope, request: Request, read: Callable[[Reply], T]
+    ) -> Answer[T]:
         reply = await self._call(scope, request)
         self.limiter.seen(len(request.text) + len(request.system) + len(reply.text))
         useless: UselessReply | None = None
         value: T | None = None
         try:
-            value = read(reply)
+            value = read(_message(reply))
         except UselessReply as error:
             useless = error
         # Shielded: a task that is cancelled between reply and receipt would forget a payment.
@@ -177,7 +184,7 @@ class Caller:
             except UselessReply as error:
                 # Answered, and so perhaps paid, with nothing in it: leave a receipt of that too.
                 self._gate.answered(scope.holder)
-                return Reply("", f"unusable: {error}", None, request.model)
+                return Reply("", f"{_UNUSABLE}{error}", None, request.model)
             except BadCall:
                 self._gate.answered(scope.holder)
                 raise
@@ -230,3 +237,10 @@ class Caller:
             self._gate.check()
             scope.holder.check()
             await asyncio.sleep(min(0.5, left))
+
+
+def _message(reply: Reply) -> Reply:
+    """Return the reply if it is a message at all, or raise why not."""
+    if reply.stop_reason.startswith(_UNUSABLE):
+        raise UselessReply(reply.stop_reason.removeprefix(_UNUSABLE))
+    return reply

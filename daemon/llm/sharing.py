@@ -48,6 +48,7 @@ def account_of(settings: Settings) -> str:
         settings.aws_region or "",
         key.get_secret_value() if key else "",
         settings.aws_access_key_id or "",
+        settings.anthropic_vertex_project_id or "",
     ]
     return sha256("\0".join(parts).encode()).hexdigest()[:16]
 

@@ -20,7 +20,7 @@ from daemon.llm.caller import Caller, Scope
 from daemon.llm.ledger import Ledger
 from daemon.llm.limiter import CallLimiter
 from daemon.llm.patience import Gate, Patience
-from daemon.llm.providers import AnthropicProvider
+from daemon.llm.providers import Provider, provider_from
 from daemon.llm.request import Request
 from daemon.llm.sharing import Sharing, account_of
 from daemon.settings import load_settings
@@ -56,6 +56,15 @@ class Nobody:
 
 class Job(Nobody):
     """One of several jobs."""
+
+
+def provider_at(url: str) -> Provider:
+    return provider_from(
+        load_settings(
+            database_url="", llm_provider="anthropic", anthropic_api_key="test-key",
+            anthropic_base_url=url,
+        )
+    )  # fmt: skip
 
 
 def scope() -> Scope:
@@ -243,7 +252,7 @@ async def test_a_reply_that_trickles_ends_at_the_calls_own_deadline(
     database_url: str, anthropic_server: AnthropicServer
 ) -> None:
     pool = await open_pool(database_url)
-    provider = AnthropicProvider(api_key="test-key", base_url=anthropic_server.url)
+    provider = provider_at(anthropic_server.url)
     limit = CallLimiter(ceiling=1, allowed=lambda _: 1)
     caller = Caller(provider, Ledger(pool), limit, patience=Patience(tries=1, outage_seconds=1.0))
     anthropic_server.script("stall_mid_body")
@@ -264,7 +273,7 @@ class Client:
 
     def __init__(self, pool: Pool, url: str, *, minute_seconds: float, account: str | None) -> None:
         self.pool = pool
-        self.provider = AnthropicProvider(api_key="test-key", base_url=url)
+        self.provider = provider_at(url)
         self.limit = CallLimiter(ceiling=30, allowed=lambda _: 30, minute_seconds=minute_seconds)
         self.sharing = account and Sharing(
             pool, self.limit, worker_id=f"w-{uuid.uuid4()}", account=account,
@@ -361,7 +370,7 @@ async def test_refused_input_is_not_the_servers_trouble(
     database_url: str, anthropic_server: AnthropicServer
 ) -> None:
     pool = await open_pool(database_url)
-    provider = AnthropicProvider(api_key="test-key", base_url=anthropic_server.url)
+    provider = provider_at(anthropic_server.url)
     caller = Caller(provider, Ledger(pool), CallLimiter(ceiling=1, allowed=lambda _: 1))
     anthropic_server.script("too_large")
     with pytest.raises(BadCall):
