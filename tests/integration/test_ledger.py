@@ -10,6 +10,7 @@ import pytest
 
 from daemon.database import open_pool
 from daemon.llm.ledger import Ledger
+from daemon.llm.pricing import Models
 from daemon.llm.request import Reply, Request, Usage
 from daemon.queue.housekeeping import keep_house, prune
 
@@ -37,7 +38,9 @@ async def paid(pool: Pool, text: str, *, user: uuid.UUID = USER, job: uuid.UUID)
     """Leave a receipt of a call; return its key."""
     asked = request(text)
     key = asked.content_key(str(user))
-    reply = Reply(f"answer to {text}", "end_turn", Usage(1_000, 100), MODEL, latency_ms=5)
+    usage = Usage(1_000, 100)
+    bill = Models().named(MODEL).bill(usage)
+    reply = Reply(f"answer to {text}", "end_turn", usage, MODEL, latency_ms=5, bill=bill)
     await Ledger(pool).record(
         asked, reply, key=key, user_id=user, job_id=job, provider="anthropic", usable=True
     )
