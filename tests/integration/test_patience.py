@@ -179,6 +179,9 @@ async def test_an_outage_of_ten_minutes_is_waited_for_with_no_attempt_used(
         with AnthropicServer(port=port) as again:
             await until(db, "select status = 'complete' from processing_jobs where id = $1", job)
             assert not again.record.paid_again()
+            held = await db.fetchrow("select llm_limit, llm_held_by from fullpass.workers")
+            assert 1 <= held["llm_limit"] <= 3
+            assert held["llm_held_by"] in {"ceiling", "rate", "memory"}
     row = await db.fetchrow("select * from processing_jobs where id = $1", job)
     assert (row["attempts"], row["crashes"], row["error_message"]) == (1, 0, None)
     releases = await db.fetchval(
