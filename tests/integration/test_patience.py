@@ -312,7 +312,7 @@ async def test_two_workers_of_one_account_share_its_limit_and_draw_hardly_a_429(
     pool = await open_pool(database_url)
     with AnthropicServer() as server:
         server.behave(
-            requests_per_minute=60, minute_seconds=minute,
+            requests_per_minute=24, minute_seconds=minute,
             latency_seconds=minute / 3, latency_sigma=0.4,
         )  # fmt: skip
         clients = [Client(pool, server.url, minute_seconds=minute, account="one") for _ in range(2)]
@@ -323,7 +323,7 @@ async def test_two_workers_of_one_account_share_its_limit_and_draw_hardly_a_429(
             await client.close()
     later = [c for c in server.record.calls if minute <= c.started_at - began < 3 * minute]
     refused = sum(call.status == 429 for call in later)
-    assert refused <= 0.01 * len(later)
+    assert refused <= 1
     assert len(later) > 10
     assert all(0.4 <= share <= 0.7 for share in shares), shares
     await pool.close()
