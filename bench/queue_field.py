@@ -68,7 +68,7 @@ class Entrant:
 
     def median(self, what: str) -> float:
         """Return the median of one figure over the rounds."""
-        return statistics.median(row[what] for row in self.rounds)
+        return float(statistics.median(row[what] for row in self.rounds))
 
     @property
     def row(self) -> str:
