@@ -99,7 +99,6 @@ class Entrant:
         return first + row_of(cells)
 
 
-_SHORT = {"statements": "stmts", "transactions": "trans."}
 _WIDTHS = (8, 12, 9, 9, 9, 9, 12, 8, 8)
 
 
@@ -110,36 +109,9 @@ def row_of(cells: list[str]) -> str:
 
 def head(counted: str) -> str:
     """Return the two lines over the field's table."""
-    return (
-        f"{'':28}"
-        + row_of(
-            [
-                "jobs/s",
-                "",
-                _SHORT.get(counted, ""),
-                "WAL",
-                "pick-up",
-                "pick-up",
-                "insert to",
-                "idle",
-                "idle",
-            ]
-        )
-        + f"\n{'queue':22} fence"
-        + row_of(
-            [
-                "median",
-                "least–most",
-                "a job",
-                "B a job",
-                "p50 ms",
-                "p99 ms",
-                "start p50",
-                "a s",
-                "core %",
-            ]
-        )
-    )
+    upper = f"jobs/s,,{counted[:5]},WAL,pick-up,pick-up,insert to,idle,idle"
+    lower = "median,least–most,a job,B a job,p50 ms,p99 ms,start p50,a s,core %"
+    return f"{'':28}{row_of(upper.split(','))}\n{'queue':22} fence{row_of(lower.split(','))}"
 
 
 class Field:
