@@ -109,7 +109,8 @@ def row_of(cells: list[str]) -> str:
 
 def head(counted: str) -> str:
     """Return the two lines over the field's table."""
-    upper = f"jobs/s,,{counted[:5]},WAL,pick-up,pick-up,insert to,idle,idle"
+    short = {"statements": "stmts", "transactions": "trans."}.get(counted, "")
+    upper = f"jobs/s,,{short},WAL,pick-up,pick-up,insert to,idle,idle"
     lower = "median,least–most,a job,B a job,p50 ms,p99 ms,start p50,a s,core %"
     return f"{'':28}{row_of(upper.split(','))}\n{'queue':22} fence{row_of(lower.split(','))}"
 
