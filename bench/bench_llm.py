@@ -293,6 +293,9 @@ def report(bench: Bench, metrics: list[Metric]) -> int:
         for concurrency, cpu in bench.control_cpu.items()
         if max(cpu) - min(cpu) > NOISY_SHARE * statistics.median(cpu)
     }
+    # Likewise a control that calls without end and is never refused: it found no time to call.
+    if any(m.name == "pace.control.refused" and m.value < 0.05 for m in metrics):
+        noisy.add("pace")
     if missed and all(m.name.partition(".")[0] in noisy for m in missed):
         print("the control was too noisy to tell", file=sys.stderr)
         return 3
