@@ -21,7 +21,7 @@ from daemon.errors import UsageError
 from daemon.fullpass.tokens import estimate_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from datetime import datetime
 
     from daemon.export.conversation import Conversation, Message
@@ -121,38 +121,53 @@ def tiers_for(settings: Settings, accepted: dict[str, str]) -> tuple[Tier, ...]:
 
 def chunk(conversation: Conversation, tier: Tier) -> list[Chunk]:
     """Cut one conversation into chunks of one tier."""
-    packs = list(_packed(conversation.messages, tier))
-    seen: Counter[str] = Counter()
-    chunks = []
+    return list(cut(conversation, tier))
+
+
+def cut(conversation: Conversation, tier: Tier) -> Iterator[Chunk]:
+    """Cut one conversation into chunks of one tier, one after the other."""
+    packs: Iterable[list[_Piece]] = _packed(conversation.messages, tier)
+    if isinstance(conversation.messages, tuple):
+        packs = list(packs)
+        total = len(packs)
+    else:  # too large to be held: cut twice rather than keep the chunks
+        total = sum(1 for _ in _packed(conversation.messages, tier))
+    seen: Counter[bytes] = Counter()
     for index, pieces in enumerate(packs):
         content, spans = _joined(pieces)
         base = _digest(conversation, tier, content, spans)
-        seen[base] += 1
-        chunks.append(
-            Chunk(
-                tier=tier.name,
-                index=index,
-                total=len(packs),
-                content=content,
-                spans=spans,
-                token_count=estimate_tokens(content),
-                # Two equal chunks of one conversation are two chunks.
-                content_hash=base if seen[base] == 1 else _sha(f"{base}:{seen[base]}"),
-            )
+        mark = bytes.fromhex(base)
+        seen[mark] += 1
+        yield Chunk(
+            tier=tier.name,
+            index=index,
+            total=total,
+            content=content,
+            spans=spans,
+            token_count=estimate_tokens(content),
+            # Two equal chunks of one conversation are two chunks.
+            content_hash=base if seen[mark] == 1 else _sha(f"{base}:{seen[mark]}"),
         )
-    return chunks
 
 
 def conversation_hash(conversation: Conversation, tiers: Sequence[Tier]) -> str:
     """Hash all that decides a conversation's chunks: its text and the way it is cut."""
-    parts = [
+    head = [
         CHUNKING_VERSION,
         [(t.name, t.size, t.overlap) for t in tiers],
         conversation.title,
         str(conversation.created_at),
-        [(m.id, m.role, m.text, str(m.at)) for m in conversation.messages],
     ]
-    return _sha(json.dumps(parts, ensure_ascii=False))
+    # The JSON of one list that ends with the list of messages, hashed as it is written: there may
+    # be more of them than memory holds.
+    whole = sha256()
+    before = json.dumps(head, ensure_ascii=False).removesuffix("]") + ", ["
+    for m in conversation.messages:
+        part = json.dumps((m.id, m.role, m.text, str(m.at)), ensure_ascii=False)
+        whole.update((before + part).encode("utf-8", "surrogatepass"))
+        before = ", "
+    whole.update(b"]]")
+    return whole.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +204,7 @@ def _label(speaker: str, tier: Tier) -> str:
     return label if 2 * tier.measure(_JOINT + label) <= tier.size else ""
 
 
-def _packed(messages: Sequence[Message], tier: Tier) -> Iterator[list[_Piece]]:
+def _packed(messages: Iterable[Message], tier: Tier) -> Iterator[list[_Piece]]:
     pack: list[_Piece] = []
     size = 0
     for message in messages:
