@@ -339,12 +339,14 @@ class ObjectScanner:
             return
         at, depth, in_string = self._large
         self._large, self.problem = None, ""
+        search_from = self._position + 1  # its own start is no other's
         for begin in range(self._position, at, _READ_BYTES):
             yield bytes(self._window[begin : min(at, begin + _READ_BYTES)])
         while True:
             kept = max(0, at - _SIGNATURE_OVERLAP_BYTES)
             self._drop_before(kept)
             self._position = at = at - kept
+            search_from = max(0, search_from - kept)
             block = self._block(at)
             if not block:
                 if self._more():
@@ -359,7 +361,7 @@ class ObjectScanner:
                     self.closed = True
                 yield block[:end_in_block]
                 return
-            found = self._starts.search(self._window, 0, at + len(block))
+            found = self._starts.search(self._window, search_from, at + len(block))
             if found is not None:
                 self._position = found.start()
                 self.problem = "it has no end"

@@ -61,6 +61,7 @@ _BREAKS = tuple(
         r"\s+|[、，；]",  # noqa: RUF001
     )
 )
+_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +162,9 @@ def conversation_hash(conversation: Conversation, tiers: Sequence[Tier]) -> str:
     # The JSON of one list that ends with the list of messages, hashed as it is written: there may
     # be more of them than memory holds.
     whole = sha256()
-    before = json.dumps(head, ensure_ascii=False).removesuffix("]") + ", ["
+    before = _json(head).removesuffix("]") + ", ["
     for m in conversation.messages:
-        part = json.dumps((m.id, m.role, m.text, str(m.at)), ensure_ascii=False)
+        part = _json((m.id, m.role, m.text, str(m.at)))
         whole.update((before + part).encode("utf-8", "surrogatepass"))
         before = ", "
     whole.update(b"]]")
@@ -361,7 +362,7 @@ def _digest(conversation: Conversation, tier: Tier, content: str, spans: tuple[S
         content,
         [(s.message_id, s.role, str(s.at), s.start, s.stop) for s in spans],
     ]
-    return _sha(json.dumps(parts, ensure_ascii=False))
+    return _sha(_json(parts))
 
 
 def _sha(text: str) -> str:

@@ -2,8 +2,9 @@
 
 A batch of whole conversations is copied into fullpass.staged_chunks and switched in by one short
 fenced transaction. A conversation too large for that is staged in slices, each in a transaction of
-its own; then one transaction, which moves what is prepared and computes nothing, switches it in;
-its map of messages, which only the pass reads, follows in slices. A crash anywhere leaves either
+its own; then one transaction of many short statements, which proves the lease at its end and so
+never keeps the job's row from the heartbeat, switches it in; its map of messages, which only the
+pass reads, follows in slices. A crash anywhere leaves either
 the old conversation or the new one, and the next attempt does the conversation again. What is
 stored unchanged is only marked as met.
 """
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 RECENT = timedelta(days=180)
 _MAPPED_AT_ONCE = 250
 """Chunks whose messages are mapped in one transaction."""
+_INSERTED_AT_ONCE = 250
+_NO_INDEX = 2**31 - 1
 _STAGED = (
     "job_id", "conversation_id", "tier", "chunk_index", "total_chunks", "title", "content",
     "message_count", "created_at", "is_recent", "token_count", "content_hash", "messages",
@@ -36,7 +39,7 @@ _STAGED = (
 
 
 class TooSlow(TryAgain):
-    """A conversation cannot be switched in while the lease holds; the message says what would."""
+    """A conversation cannot be stored within the lease's time-outs; the message says what helps."""
 
 
 class Staging:
@@ -89,11 +92,8 @@ class Staging:
         async with work.lease.fenced() as connection:
             if fresh := await self._changed(connection, batch.parts):
                 await self._stage(connection, fresh)
-                await connection.execute(
-                    "select fullpass.switch_staged($1, $2, $3, $4, $5)",
-                    work.job.id, work.job.user_id, work.source, CHUNKING_VERSION,
-                    sum(len(part.rows) for part in fresh),
-                )  # fmt: skip
+                await self._begin_switch(connection, sum(len(part.rows) for part in fresh))
+                await self._insert(connection, 0, _NO_INDEX)
                 await connection.execute("select fullpass.map_staged($1, null)", work.job.id)
             await self._remember(connection, fresh)
             await self._met(connection, batch.parts)
@@ -116,17 +116,13 @@ class Staging:
         )  # fmt: skip
 
     async def _switch(self, part: Part) -> None:
-        """Switch one large conversation in, in a transaction that is held a third of the lease.
+        """Switch one large conversation in.
 
-        Raises TooSlow where that does not suffice.
+        Raises TooSlow where one of its statements takes as long as none may.
         """
         work = self._work
         try:
-            async with work.lease.fenced() as connection:
-                await connection.execute(
-                    "select set_config('statement_timeout', $1, true)",
-                    str(int(work.lease.lease_seconds * 1000 / 3)),
-                )
+            async with work.lease.fenced_at_the_end() as connection:
                 # Until its map is whole too, it counts as not known.
                 await connection.execute(
                     """
@@ -135,18 +131,33 @@ class Staging:
                     """,
                     work.job.user_id, work.source, part.conversation_id,
                 )  # fmt: skip
-                await connection.execute(
-                    "select fullpass.switch_staged($1, $2, $3, $4, $5)",
-                    work.job.id, work.job.user_id, work.source, CHUNKING_VERSION,
-                    part.chunk_count,
-                )  # fmt: skip
+                await self._begin_switch(connection, part.chunk_count)
+                for start in range(0, part.chunk_count, _INSERTED_AT_ONCE):
+                    work.lease.check()
+                    await self._insert(connection, start, start + _INSERTED_AT_ONCE)
+                    work.lease.progressed()
         except OutOfReach as error:
             if isinstance(error.__cause__, asyncpg.QueryCanceledError):
                 raise TooSlow(
-                    f"a conversation of {part.chunk_count} chunks cannot be switched in within a "
-                    f"third of LEASE_SECONDS={work.lease.lease_seconds:g}; raise LEASE_SECONDS"
+                    f"storing a conversation of {part.chunk_count} chunks met a statement longer "
+                    f"than half of LEASE_SECONDS={work.lease.lease_seconds:g}; raise LEASE_SECONDS "
+                    "or give the database room"
                 ) from error
             raise
+
+    async def _begin_switch(self, connection: Connection, expected: int) -> None:
+        work = self._work
+        await connection.execute(
+            "select fullpass.switch_staged($1, $2, $3, $4)",
+            work.job.id, work.job.user_id, work.source, expected,
+        )  # fmt: skip
+
+    async def _insert(self, connection: Connection, start: int, stop: int) -> None:
+        work = self._work
+        await connection.execute(
+            "select fullpass.insert_staged($1, $2, $3, $4, $5, $6)",
+            work.job.id, work.job.user_id, work.source, CHUNKING_VERSION, start, stop,
+        )  # fmt: skip
 
     async def _map_slice(self) -> bool:
         """Map the messages of some chunks that were switched in; False when none is left."""

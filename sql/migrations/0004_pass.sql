@@ -21,11 +21,13 @@ end
 $$;
 
 -- Three functions bring staged rows into conversation_chunks: match, switch, map. A batch of small
--- conversations goes through all three in one transaction; a large one is staged and matched in
--- slices, switched in one transaction that moves what is prepared, and mapped in slices.
+-- conversations goes through all three in one transaction. A large one is staged and matched in
+-- slices; one transaction of many short statements switches it; then it is mapped in slices.
 
 -- The id under which a staged row will be, or is already, stored.
 alter table fullpass.staged_chunks add column if not exists id uuid not null default gen_random_uuid();
+create index if not exists staged_chunks_by_index on fullpass.staged_chunks (job_id, chunk_index);
+drop index if exists fullpass.staged_chunks_by_job;
 drop function if exists fullpass.apply_staged(uuid, uuid, text, int);
 
 -- Gives staged rows whose very text is stored already the id of that row, which so stays.
@@ -41,19 +43,16 @@ create or replace function fullpass.match_staged(
       and c.content_hash = n.content_hash and n.id <> c.id
 $$;
 
--- Moves a job's staged conversations into conversation_chunks, all at once (promise 10): rows whose
--- content did not change keep their id and everything stored beside them; changed and vanished
--- chunks of these conversations go; new ones come. Refuses where staged rows were lost, which
--- a crash of the server does to an unlogged table.
+-- Begins the switch of a job's staged conversations (promise 10): rows whose content did not change
+-- keep their id and everything stored beside them; changed and vanished chunks of these
+-- conversations go. Refuses where staged rows were lost, which a crash of the server does to an
+-- unlogged table. In the same transaction insert_staged() then brings what is new.
 create or replace function fullpass.switch_staged(
-    p_job uuid, p_user uuid, p_source text, p_version int, p_expected int
+    p_job uuid, p_user uuid, p_source text, p_expected int
 ) returns void language plpgsql as $$
 declare
     v_conversations text[];
     v_count int;
-    v_tier_type text := (
-        select format_type(atttypid, atttypmod) from pg_attribute
-        where attrelid = 'public.conversation_chunks'::regclass and attname = 'chunk_tier');
 begin
     select array_agg(distinct conversation_id), count(*) into v_conversations, v_count
     from fullpass.staged_chunks where job_id = p_job;
@@ -75,7 +74,19 @@ begin
       and (c.chunk_index, c.total_chunks, c.title, c.is_recent, c.created_at, c.token_count)
           is distinct from
           (n.chunk_index, n.total_chunks, n.title, n.is_recent, n.created_at, n.token_count);
+end
+$$;
+drop function if exists fullpass.switch_staged(uuid, uuid, text, int, int);
 
+-- Inserts the job's staged chunks that are not stored yet, those with an index in [p_from, p_to).
+create or replace function fullpass.insert_staged(
+    p_job uuid, p_user uuid, p_source text, p_version int, p_from int, p_to int
+) returns void language plpgsql as $$
+declare
+    v_tier_type text := (
+        select format_type(atttypid, atttypmod) from pg_attribute
+        where attrelid = 'public.conversation_chunks'::regclass and attname = 'chunk_tier');
+begin
     execute format($sql$
         insert into public.conversation_chunks (
             id, user_id, source, conversation_id, title, content, message_count, created_at,
@@ -85,10 +96,10 @@ begin
                n.is_recent, n.tier::%s, n.chunk_index, n.total_chunks, n.token_count, $4,
                n.content_hash
         from fullpass.staged_chunks n
-        where n.job_id = $1
+        where n.job_id = $1 and n.chunk_index >= $5 and n.chunk_index < $6
           and not exists (select from public.conversation_chunks c where c.id = n.id)
     $sql$, v_tier_type)
-    using p_job, p_user, p_source, p_version;
+    using p_job, p_user, p_source, p_version, p_from, p_to;
 end
 $$;
 
