@@ -200,7 +200,7 @@ class ReaderProcess:
     def _died(self, how: str) -> FullpassError:
         """Make the error of a reader that gave no last word."""
         peak = f"peak RSS {self.peak_rss_bytes // MIB} MB"
-        _log.error("reader.died", how=how, peak_rss=peak, stack=_frames(self._said))
+        _log.error("reader.died", how=how, peak_rss=peak, frames=_frames(self._said))
         return ReaderDied(f"{self._order.name}: the reader of this export {how}, {peak}")
 
     async def _listen(self) -> None:
