@@ -69,6 +69,7 @@ class ReaderProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._said = b""
         self._listening: asyncio.Task[None] | None = None
+        self._coming: asyncio.Task[Answer] | None = None
         self._decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
         self.peak_rss_bytes = 0
         self.report: ReadReport | None = None
@@ -85,6 +86,7 @@ class ReaderProcess:
             cwd=_HOME, env=environment, limit=_PIPE_BYTES,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,  # a Ctrl-C is for the worker, which then ends it
         )  # fmt: skip
         self._listening = asyncio.create_task(self._listen())
         stdin = self._process.stdin
@@ -99,6 +101,11 @@ class ReaderProcess:
         if process.returncode is None:
             with suppress(ProcessLookupError):
                 process.kill()
+        if self._coming is not None:
+            self._coming.cancel()
+            await asyncio.wait({self._coming})
+            if not self._coming.cancelled():
+                self._coming.exception()  # whatever it was, the iteration told of it or is over
         # What is left in its pipe is nobody's any more; unread, it would keep the pipe open.
         while process.stdout is not None and await process.stdout.read(_PIPE_BYTES):
             continue
@@ -111,19 +118,14 @@ class ReaderProcess:
 
         One answer is taken from the pipe while the one before is dealt with.
         """
-        coming = asyncio.create_task(self._answer())
-        try:
-            while True:
-                answer = await self._watched(coming)
-                if not isinstance(answer, Batch):
-                    self.report = self._ended(answer)
-                    return
-                coming = asyncio.create_task(self._answer())
-                yield answer
-        finally:
-            coming.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await coming
+        self._coming = asyncio.create_task(self._answer())
+        while True:
+            answer = await self._watched(self._coming)
+            if not isinstance(answer, Batch):
+                self.report = self._ended(answer)
+                return
+            self._coming = asyncio.create_task(self._answer())
+            yield answer
 
     @property
     def pid(self) -> int:

@@ -83,6 +83,9 @@ def confine(order: Order) -> None:
         sys.stdout.buffer.write(_framed(Broken("release", __version__)))
         sys.stdout.buffer.flush()
         sys.exit()
+    # A service manager may tell the whole group to stop: the worker decides when this ends.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(OSError):
         os.nice(_NICENESS)
     if sys.platform != "linux":
