@@ -99,3 +99,8 @@ def cost_usd(model_id: str, usage: Usage | None) -> Decimal | None:
     if model.long_prompt_tokens is not None and prompt_tokens > model.long_prompt_tokens:
         total *= model.long_prompt_factor
     return total / 1_000_000
+
+
+def priced_models() -> tuple[Model, ...]:
+    """Return every model of the table, the usual one first."""
+    return _KNOWN
