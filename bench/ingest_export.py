@@ -7,6 +7,8 @@ conversations. Code and licence-like prose come from the Python installation tha
 rest is put together from the sentences below. The same seed on the same Python gives the same file.
 """
 
+# ruff: noqa: RUF001, SIM905 - letters of many alphabets; a list of words is read as one
+
 from __future__ import annotations
 
 import gzip
@@ -18,7 +20,7 @@ import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +42,7 @@ _LANGUAGES: dict[str, tuple[int, list[str]]] = {
         "Here are {n} ways to look at it:\n\n1. **The {a}** is cheap and quick.\n2. **The {b}** lasts.",
         "The key point is that a {a} needs {n} days, while a {b} takes longer (see above).",
         "We moved the {a} to the new place in {n} steps; it's fine, don't worry about it!",
-        "If the {a} fails, check the log first: \"no such {b}\" usually means a typo in the path.",
+        'If the {a} fails, check the log first: "no such {b}" usually means a typo in the path.',
         "Every token of the {a} is counted, so the {b} should stay under {n} lines.",
     ]),
     "german": (6, [
@@ -70,7 +72,7 @@ _THINGS = (
     "bicycle lantern garden budget kitchen server novel lesson violin harbour contract balcony oven "
     "recipe tenant backpack schedule compiler carpet invoice puzzle ladder camera database proposal"
 ).split()
-_METADATA = {
+_METADATA: dict[str, Any] = {
     "citations": [], "gizmo_id": None, "request_id": "8a1f-4410-fra", "message_type": "next",
     "model_slug": "gpt-4o", "default_model_slug": "gpt-4o", "timestamp_": "absolute",
     "finish_details": {"type": "stop", "stop_tokens": [200002]}, "is_complete": True,
@@ -142,8 +144,8 @@ class _Author:
         language = dice.choices(self._languages, self._weights)[0]
         begun = _START + self._number * 3_600.0
         key = f"{self._number:08x}-5e1d-4c0f-9a77-{dice.getrandbits(48):012x}"
-        nodes = [f'"{key}-root": {{"id": "{key}-root", "message": null, "parent": null, '
-                 f'"children": ["{key}-0"]}}']  # fmt: skip
+        root = f'"{key}-root": {{"id": "{key}-root", "message": null, "parent": null, '
+        nodes = [root + f'"children": ["{key}-0"]}}']
         shown = 0
         for n in range(count):
             role = "assistant" if n % 2 else "user"
@@ -188,7 +190,8 @@ class _Author:
         mean = 4.3 if role == "user" else 6.8
         length = characters or min(60_000, 20 + int(dice.lognormvariate(mean, 1.0)))
         code = role == "assistant" and dice.random() < _CODE_SHARE
-        parts, size = [], 0
+        parts: list[str] = []
+        size = 0
         while size < length:
             if code and parts and dice.random() < 0.4:
                 part = "```python\\n" + self._some_code(min(4_000, length)) + "\\n```\\n"

@@ -67,16 +67,14 @@ _PASSWORD_STEMS: dict[bytes, re.Pattern[str]] = {
 # Their first letters may be large; those of the other scripts have no case.
 _FOREIGN_STEMS: dict[str, re.Pattern[str]] = {
     "asło": re.compile(r"(?<=[hH]asło)"),
-    "арол": re.compile(r"(?<=[пП]арол)[^\W_]{1,2}"),  # noqa: RUF001 - Cyrillic
+    "арол": re.compile(r"(?<=[пП]арол)[^\W_]{1,2}"),
     "密码": re.compile(r""),
     "密碼": re.compile(r""),
     "パスワード": re.compile(r""),
     "비밀번호": re.compile(r""),
 }
 _VALUE = r"(?P<quote>[\"'`]?)(?P<secret>[^\s\"'`,;<>()\[\]{}]{4,128}+)"
-_IS = (
-    r"(?:is|was|used to be|will be|has been|became|ist|war|lautet|es|era|é|è|est|était|to|jest|było)"
-)
+_IS = r"(?:is|was|used to be|will be|has been|ist|war|lautet|es|era|é|è|est|était|to|jest|było)"
 _ASSIGNED = re.compile(
     r"[A-Za-z0-9_]{0,12}+[\"'`*]{0,3}+[ \t]{0,4}+(?::=|=|:)\*{0,2}+[ \t]{0,4}+" + _VALUE
 )
@@ -88,14 +86,15 @@ _SAID_UNSPACED = re.compile(r"[^\n。\uff1a:]{0,8}?[是为為は는은:\uff1a][ 
 # A phrase of several words: in quotation marks, or two words with which the sentence ends.
 _SAID_PHRASE = re.compile(
     _CUE_END + r"(?:[\"'`“„«](?P<quoted>[^\"'`“”»\n]{4,64})[\"'`”“»]"
-    r"|(?P<words>[^\W\d_]{3,20}[ \t\-][^\W\d_]{3,20})(?=[.!;,]?[ \t]{0,3}(?:[\n\x00]|$)|[.!;,][ \t]))",
+    r"|(?P<words>[^\W\d_]{3,20}[ \t\-][^\W\d_]{3,20})"
+    r"(?=[.!;,]?[ \t]{0,3}(?:[\n\x00]|$)|[.!;,][ \t]))",
     re.IGNORECASE,
 )
 _OWNER = re.compile(r"\b(?:my|our|meine?|mi|mon|ma|minha|mijn)\b[^\n.?!:=]{0,30}$", re.IGNORECASE)
 
 _PLACEHOLDER = re.compile(
-    r"x{4,}|\*{3,}|\.{3}|^\$|\$[{(]|%[sd(]|your|example|placeholder|change|redacted|password|passwd|passwort"
-    r"|secret|null|none|undefined|true|false|string|required|optional|hidden|env\b|config|self\."
+    r"x{4,}|\*{3,}|\.{3}|^\$|\$[{(]|%[sd(]|your|example|placeholder|change|redacted|password"
+    r"|passwd|passwort|secret|null|none|undefined|true|false|string|required|optional|hidden|env\b|config|self\."
     r"|process\.|this\.|request\.|os\.|->|::|\w\(|https?:|/\w+/|^[\w.]+\.\w+$|^[_A-Z][A-Z0-9_]*$"
     r"|^[a-z]+(?:_[a-z0-9]+)+$|^[a-z]+(?:[A-Z][a-z]+)+\d?$|^\d{1,2}$|^\d{4}-\d\d",
 )
@@ -108,13 +107,16 @@ _PROSE = re.compile(
     re.IGNORECASE,
 )  # fmt: skip
 _SMALL_WORDS = frozenset(
-    "the a an not no my your his her its our their this that these those same one now then here "
-    "there fine gone lost out off set reset due kept saved stored set up in on at by for from with "
-    "without to of and or but just only very quite way bit kind sort day days week month year time "
-    "again first last next new old good bad hard easy wrong right all any some both each other how "
-    "what when where which who why yes only enough more most less name birthday date back down over "
-    "under until since after before also even ever like much many well yet been being have has had "
-    "can could may might must should would will was were are isn doesn won longer anymore known".split()
+    re.split(
+        r"\s+",
+        "the a an not no my your his her its our their this that these those same one now then "
+        "here there fine gone lost out off set reset due kept saved stored up in on at by for from "
+        "with without to of and or but just only very quite way bit kind sort day days week month "
+        "year time again first last next new old good bad hard easy wrong right all any some both "
+        "each other how what when where which who why yes enough more most less name birthday date "
+        "back down over under until since after before also even ever like much many well yet been "
+        "being have has had can could may might must should would will was were are longer anymore",
+    )
 )
 _AUTHORIZATION = re.compile(
     r"[\"']?+[ \t]{0,4}+[:=][ \t]{0,4}+[\"']?+basic[ \t]{1,4}+(?P<secret>[A-Za-z0-9+/=]{8,400}+)",
@@ -125,7 +127,8 @@ _AUTHORIZATION = re.compile(
 
 _USERINFO = re.compile(r"[^\s/:@\"'<>{}$%]{0,100}+:(?P<secret>[^\s/@\"'<>]{3,}+)(?=@[\w\[])")
 _URL_PLACEHOLDER = re.compile(
-    r"\[redacted:.*|\$|\{|%[sd(]|\*\*|x{3,}|\.\.\.|pass(?:word|wd)?\d?|pwd|secret|pw|user(?:name)?|token|your.*",
+    r"\[redacted:.*|\$|\{|%[sd(]|\*\*|x{3,}|\.\.\.|pass(?:word|wd)?\d?|pwd|secret|pw"
+    r"|user(?:name)?|token|your.*",
     re.IGNORECASE,
 )
 _CARD = re.compile(
@@ -243,7 +246,7 @@ def _places(data: bytes, needle: bytes) -> Iterator[int]:
 
 
 def _stretches(text: str, data: bytes) -> Iterator[_Found]:
-    """Look at every long stretch that holds a digit: is it a key, or announced as a secret?"""
+    """Look at every long stretch that holds a digit: it may be a key, or announced as a secret."""
     rows = data.translate(_STRETCHES)
     seen = 0
     start = rows.find(_LONG)
