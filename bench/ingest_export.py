@@ -146,7 +146,7 @@ class _Author:
         key = f"{self._number:08x}-5e1d-4c0f-9a77-{dice.getrandbits(48):012x}"
         root = f'"{key}-root": {{"id": "{key}-root", "message": null, "parent": null, '
         nodes = [root + f'"children": ["{key}-0"]}}']
-        shown = 0
+        shown = secrets = 0
         for n in range(count):
             role = "assistant" if n % 2 else "user"
             kind, payload, weight, recipient = "text", "", "1.0", "all"
@@ -159,7 +159,7 @@ class _Author:
                 shown += 1
                 text = self._text(language, role, characters)
                 if dice.random() * 1000 < _SECRETS_IN_A_THOUSAND:
-                    tally.secrets += 1
+                    secrets += 1
                     text += f" My key is {_secret(dice)} by the way."
                 payload = f'"parts": ["{text}"]'
             nodes.append(
@@ -183,6 +183,7 @@ class _Author:
         if shown:
             tally.conversations += 1
             tally.messages += shown
+            tally.secrets += secrets
         return written
 
     def _text(self, language: str, role: str, characters: int | None) -> str:

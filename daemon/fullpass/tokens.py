@@ -123,6 +123,15 @@ _PREFIXES: dict[int, tuple[tuple[bytes, int], ...]] = {
     for lead, _, _ in _PREFIX
 }
 
+# What pairs cannot see. A deep indentation is one token or two, however deep; data packed as text
+# (a picture, a program, in base64) is of pieces that no vocabulary holds.
+_INDENTATION = b" " * 16
+_INDENTATION_WEIGHT = -10
+_PACKED = b"a" * 64
+_PACKED_WEIGHT = 300
+_PACKED_LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_PACKED_ROWS = bytes(ord("a" if code in _PACKED_LETTERS else " ") for code in range(256))
+
 _SUM_BLOCK = 256
 _PAIR_BLOCK = 65_536
 _OFFSETS_EVERY = 256
@@ -209,6 +218,9 @@ def weigh(text: str) -> Weight:
         for lead, prefixes in _PREFIXES.items():
             if lead in data:
                 raw += sum(weight * data.count(prefix) for prefix, weight in prefixes)
+    raw += _INDENTATION_WEIGHT * data.count(_INDENTATION)
+    if len(data) >= len(_PACKED):
+        raw += _PACKED_WEIGHT * data.translate(_PACKED_ROWS).count(_PACKED)
     return Weight(raw, len(data) - data.count(b" "), _CLASS[data[0]], _CLASS[data[-1]])
 
 
@@ -229,6 +241,7 @@ class Weighed:
             for found in prefixes
             if found[0] in self._data
         ]
+        self._rows = self._data.translate(_PACKED_ROWS)
         self._offsets = array("Q", [0])
         if self._leads:
             for at in range(0, len(text), _OFFSETS_EVERY):
@@ -244,6 +257,8 @@ class Weighed:
         if self._leads:
             raw += _sum(self._leads[a:b])
             raw += sum(weight * data.count(prefix, a, b) for prefix, weight in self._prefixes)
+        raw += _INDENTATION_WEIGHT * data.count(_INDENTATION, a, b)
+        raw += _PACKED_WEIGHT * self._rows.count(_PACKED, a, b)
         return Weight(raw, b - a - data.count(b" ", a, b), first, _CLASS[data[b - 1]])
 
     def _offset(self, character: int) -> int:
