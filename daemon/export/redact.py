@@ -79,7 +79,8 @@ _ASSIGNED = re.compile(
     r"[A-Za-z0-9_]{0,12}+[\"'`*]{0,3}+[ \t]{0,4}+(?::=|=|:)\*{0,2}+[ \t]{0,4}+" + _VALUE
 )
 _CUE_END = (
-    rf"[^\n.?!:=@/\"'`]{{0,30}}?(?:[ \t]{_IS}\b[ \t]{{0,3}}+:?+|[ \t]{{0,3}}[:\uff1a=—])[ \t]{{0,3}}+"
+    r"[^\n.?!:=@/\"'`]{0,30}?"
+    rf"(?:[ \t]{_IS}\b[ \t]{{0,3}}+:?+|[ \t]{{0,3}}[:\uff1a=—])[ \t]{{0,3}}+"
 )
 _SAID = re.compile(_CUE_END + _VALUE, re.IGNORECASE)
 _SAID_UNSPACED = re.compile(r"[^\n。\uff1a:]{0,8}?[是为為は는은:\uff1a][ \t]{0,3}+" + _VALUE)
