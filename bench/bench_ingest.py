@@ -199,6 +199,7 @@ class Bench:
             "control_own_scanner": measure.own_scanner,
             "parse_and_linearise": measure.parse,
             "read_with_redaction": measure.read,
+            "read_and_cut": measure.read_and_cut,
         }
         rates: dict[str, list[float]] = {name: [] for name in (*steps, "end_to_end")}
         with self.worker() as process:
@@ -336,7 +337,16 @@ class Bench:
         started = time.perf_counter()
         _, hits = redact_all(texts)
         seconds = time.perf_counter() - started
+        chats = measure.texts_of(self.export(10).path)
+        rates = []
+        for _ in range(self._options.rounds):
+            begun = time.perf_counter()
+            for conversation in chats:
+                redact_all(conversation)
+            rates.append(sum(len(t) for c in chats for t in c) / MB / (time.perf_counter() - begun))
+        self.clear()
         return [
+            Metric("redaction_of_chats_mb_per_second", max(rates), "MB/s"),
             Metric("redaction_text_mb", size / MB, "MB"),
             Metric("redaction_hits_per_mb", hits / (size / MB), "1/MB", 1.0),
             Metric("redaction_mb_per_second", size / MB / seconds, "MB/s"),

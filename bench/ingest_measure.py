@@ -24,6 +24,8 @@ from daemon.export.conversation import ReadReport
 from daemon.export.reader import ExportReader
 from daemon.export.scanner import ObjectScanner
 from daemon.export.values import DecodeError
+from daemon.fullpass.chunks import chunk, conversation_hash, tiers_for
+from daemon.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -119,6 +121,21 @@ def parse(path: Path) -> int:
 def read(path: Path) -> int:
     """Read an export as a pass does, redaction included."""
     return sum(1 for _ in ExportReader(path))
+
+
+def read_and_cut(path: Path) -> int:
+    """Read an export, cut it into chunks and hash these: all that a pass does before its rows."""
+    tiers = tiers_for(load_settings(), {"medium": "medium"})
+    count = 0
+    for conversation in ExportReader(path):
+        conversation_hash(conversation, tiers)
+        count += sum(len(chunk(conversation, tier)) for tier in tiers)
+    return count
+
+
+def texts_of(path: Path) -> list[list[str]]:
+    """Give the texts of an export's conversations."""
+    return [[m.text for m in conversation.messages] for conversation in ExportReader(path)]
 
 
 # --- a worker's process tree

@@ -128,6 +128,27 @@ def test_every_sample_is_counted_as_by_hand(name: str, tmp_path: Path) -> None:
     assert len(found.windows) == 1
 
 
+async def test_a_pass_over_every_sample_counts_the_same(database_url: str) -> None:
+    connection = await asyncpg.connect(database_url, statement_cache_size=0)
+    try:
+        for name in COUNTED:
+            await connection.execute(
+                "INSERT INTO processing_jobs (user_id, storage_path) VALUES ($1, $2)",
+                uuid.uuid5(uuid.NAMESPACE_URL, name),
+                (FIXTURES / name).as_uri(),
+            )
+        tally = await work_once(database_url, None)
+        assert len(tally.completed) == len(COUNTED)
+        for name, counted in COUNTED.items():
+            row = await connection.fetchrow(
+                "select conversation_count, message_count from processing_jobs where user_id = $1",
+                uuid.uuid5(uuid.NAMESPACE_URL, name),
+            )
+            assert tuple(row) == counted, name
+    finally:
+        await connection.close()
+
+
 def test_nothing_is_called_and_no_database_is_made(
     anthropic_server: AnthropicServer, tmp_path: Path
 ) -> None:
