@@ -13,6 +13,7 @@ import json
 import re
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -22,7 +23,7 @@ from daemon.export.archive import Archive, shown
 from daemon.export.chatgpt import ChatGPTReader, is_chatgpt
 from daemon.export.claude import ClaudeReader, is_claude
 from daemon.export.conversation import Conversation, Message, ReadReport
-from daemon.export.redact import redact_all
+from daemon.export.redact import redact_each
 from daemon.export.scanner import ObjectScanner
 from daemon.export.streams import Limits
 from daemon.export.values import DecodeError, decode
@@ -220,12 +221,12 @@ class ExportReader:
             yield redacted
 
     def _redacted(self, conversation: Conversation) -> Conversation:
-        (title, *texts), count = redact_all(
-            [conversation.title, *(message.text for message in conversation.messages)]
-        )
+        texts = redact_each(chain([conversation.title], (m.text for m in conversation.messages)))
+        title, count = next(texts)
         messages: list[Message] = []
         ids: set[str] = set()
-        for message, text in zip(conversation.messages, texts, strict=True):
+        for message, (text, hits) in zip(conversation.messages, texts, strict=True):
+            count += hits
             own_id = message.id
             while own_id in ids:
                 own_id = f"{message.id}#{len(messages)}"
@@ -233,7 +234,7 @@ class ExportReader:
                     own_id += "'"
                 message = replace(message, id=own_id)  # noqa: PLW2901 - the same message, told apart
             ids.add(own_id)
-            messages.append(message if text is message.text else replace(message, text=text))
+            messages.append(replace(message, text=text) if hits else message)
         self.report.redacted += count
         return replace(conversation, title=title, messages=tuple(messages))
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from daemon.export.credentials import SHAPES, is_mixed, is_random
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 _Found = tuple[int, int, str]
 
@@ -156,42 +156,51 @@ _PEM_BODY = re.compile(
 
 def redact(text: str) -> tuple[str, int]:
     """Replace every secret by `[redacted:kind]`; returns the text and how many there were."""
-    (done,), count = redact_all([text])
-    return done, count
+    return _redacted([text])[0]
 
 
-def redact_all(texts: Sequence[str]) -> tuple[list[str], int]:
-    """Redact many texts, none of which knows of the others; much quicker than one by one."""
-    done = list(texts)
-    count = 0
+def redact_each(texts: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Redact many texts, none of which knows of the others; much quicker than one by one.
+
+    Holds a quarter of a million characters at a time, and the text that goes beyond.
+    """
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size > _TOGETHER_CHARACTERS:
+            yield from _redacted(batch)
+            batch, size = [], 0
+    yield from _redacted(batch)
+
+
+def _redacted(texts: Sequence[str]) -> list[tuple[str, int]]:
+    done = [(text, 0) for text in texts]
     for group in _groups(texts):
         joined = _SEAM.join([texts[n] for n in group])
         spans = _apart(_spans(joined))
-        count += len(spans)
         start = at = 0
         for n in group:
+            if at == len(spans):
+                break
             stop = start + len(texts[n])
-            if at < len(spans) and spans[at][0] < stop:
-                first = at
-                while at < len(spans) and spans[at][0] < stop:
-                    at += 1
-                done[n] = _replaced(joined, start, stop, spans[first:at])
+            first = at
+            while at < len(spans) and spans[at][0] < stop:
+                at += 1
+            if at > first:
+                done[n] = _replaced(joined, start, stop, spans[first:at]), at - first
             start = stop + len(_SEAM)
-    return done, count
+    return done
 
 
 def _groups(texts: Sequence[str]) -> Iterator[list[int]]:
-    """Put texts together up to a size; plain ASCII apart, which is searched more quickly."""
+    """Put texts together; plain ASCII apart, which is searched more quickly."""
     for plain in (True, False):
         group: list[int] = []
-        size = 0
         for n, text in enumerate(texts):
             if text and text.isascii() is plain:
-                if group and size + len(text) > _TOGETHER_CHARACTERS:
-                    yield group
-                    group, size = [], 0
                 group.append(n)
-                size += len(text)
         if group:
             yield group
 

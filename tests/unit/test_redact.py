@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.export.redact import redact, redact_all
+from daemon.export.redact import redact, redact_each
 from tests.support.export_samples import dump, read, talk
 
 # Made here, so that no scanner takes this file for a leak.
@@ -197,19 +197,18 @@ def test_texts_looked_at_together_know_nothing_of_each_other() -> None:
     """A cue that ends one message says nothing of the next one's first word."""
     texts = ["my password is", "hunter2 was a joke", "", "密码是abc12345", "key: " + SECRETS["openai"],
              "-----BEGIN PRIVATE KEY-----\n" + made(64), "-----END of that", "plain"]  # fmt: skip
-    together, count = redact_all(texts)
-    alone = [redact(text) for text in texts]
-    assert together == [text for text, _ in alone]
-    assert count == sum(hits for _, hits in alone) == 3
-    assert together[-1] is texts[-1]
+    together = list(redact_each(texts))
+    assert together == [redact(text) for text in texts]
+    assert sum(hits for _, hits in together) == 3
+    assert together[-1][0] is texts[-1]
 
 
 def test_a_long_conversation_is_searched_in_pieces_and_none_is_left_out() -> None:
     texts = [f"{'word ' * 9_000} and {SECRETS['github']} {n}" for n in range(20)]
-    redacted, count = redact_all(texts)
-    assert count == 20
-    assert [text[-1:] for text in redacted] == [text[-1:] for text in texts]
-    assert not any(SECRETS["github"] in text for text in redacted)
+    redacted = list(redact_each(iter(texts)))
+    assert [hits for _, hits in redacted] == [1] * 20
+    assert [text[-1:] for text, _ in redacted] == [text[-1:] for text in texts]
+    assert not any(SECRETS["github"] in text for text, _ in redacted)
 
 
 @pytest.mark.parametrize(
