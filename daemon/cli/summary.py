@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from daemon.ops.costs import savings, tokens
 from daemon.ops.status import CATEGORIES
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def summary(report: dict[str, Any], *, folder: Path) -> str:
     lines += entry("Read", _read(report))
     if skipped := left_out(report):
         lines += entry("Left out", skipped)
-    lines += entry("Cost", [_cost(report)])
+    lines += entry("Cost", list(filter(None, [_cost(report), savings(report["cost"])])))
     lines += entry("Files", [f"{folder}/MEMORY.md, sections.json, facts.jsonl, report.json"])
     notes = _notes(report)
     if notes:
@@ -99,8 +100,7 @@ def _cost(report: dict[str, Any]) -> str:
         return "nothing: no model was used"
     if not cost["calls"]:
         return "$0.0000: nothing new to read, no call was made"
-    tokens = f"{cost['input_tokens']:,} tokens in, {cost['output_tokens']:,} out"
-    told = f"${cost['cost_usd']:.4f} for {count(cost['calls'], 'call')}, {tokens}"
+    told = f"${cost['cost_usd']:.4f} for {count(cost['calls'], 'call')}, {tokens(cost)}"
     if cost["calls_of_unknown_price"]:
         told += f"; {count(cost['calls_of_unknown_price'], 'call')} of unknown price not included"
     return told
