@@ -13,6 +13,7 @@ import json
 import re
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +24,7 @@ from daemon.export.chatgpt import is_chatgpt
 from daemon.export.claude import is_claude
 from daemon.export.conversation import Conversation, ReadReport
 from daemon.export.large import Readers, read_large
-from daemon.export.redact import redact
+from daemon.export.redact import redact_each
 from daemon.export.scanner import ObjectScanner
 from daemon.export.spool import SpooledMessages, collected
 from daemon.export.streams import Limits
@@ -234,12 +235,12 @@ class ExportReader:
             yield redacted
 
     def _redacted(self, conversation: Conversation) -> Conversation:
-        title, count = redact(conversation.title)
+        texts = redact_each(chain([conversation.title], (m.text for m in conversation.messages)))
+        title, count = next(texts)
         held = isinstance(conversation.messages, tuple)
         messages: Collected = [] if held else SpooledMessages(self._folder)
         ids: set[str] = set()
-        for message in conversation.messages:
-            text, hits = redact(message.text)
+        for message, (text, hits) in zip(conversation.messages, texts, strict=True):
             count += hits
             own_id = message.id
             while own_id in ids:
