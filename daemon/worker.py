@@ -28,8 +28,10 @@ from daemon.database import database_errors, is_transaction_pooler, open_pool
 from daemon.errors import OutOfReach, Systemic
 from daemon.fullpass.chunks import tiers_for
 from daemon.fullpass.context import Pass
+from daemon.fullpass.outcomes import read_reply
 from daemon.fullpass.steps import full_pass
 from daemon.fullpass.tiers import accepted_tiers
+from daemon.llm.batches import batches_of
 from daemon.llm.caller import Caller
 from daemon.llm.ledger import Ledger
 from daemon.llm.limiter import CallLimiter
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
     from daemon.database import Pool
     from daemon.fullpass.chunks import Tier
+    from daemon.llm.batches import Batches
     from daemon.queue.jobs import Job
     from daemon.settings import Settings
 
@@ -94,6 +97,7 @@ class _Serving:
     caller: Caller
     tiers: tuple[Tier, ...]
     medium: str
+    batches: Batches | None
 
 
 class Worker:
@@ -195,12 +199,15 @@ class Worker:
             caller=Caller(self._provider, ledger, self._limiter),
             tiers=tiers_for(settings, accepted),
             medium=accepted["medium"],
+            batches=batches_of(self._provider, pool, settings, read=read_reply),
         )
         # Should the loop be blocked then, the heartbeat's thread ends what it cannot.
         self._shutdown.at_once = lambda now: heartbeat.drain_by(
             now + settings.shutdown_grace_seconds + _LATE_SECONDS
         )
-        drain_watch = asyncio.create_task(self._wake_on_drain(serving.wakeup))
+        beside = [asyncio.create_task(self._wake_on_drain(serving.wakeup))]
+        if serving.batches is not None:
+            beside.append(asyncio.create_task(serving.batches.keep_tending()))
         heartbeat.start()
         _log.info(
             "worker.started", worker_id=self.worker_id, version=__version__,
@@ -211,7 +218,8 @@ class Worker:
             await self._serve(serving, once=once)
             await self._drain()
         finally:
-            drain_watch.cancel()
+            for task in beside:
+                task.cancel()
             await asyncio.to_thread(heartbeat.stop)
             await serving.wakeup.close()
 
@@ -278,8 +286,9 @@ class Worker:
             lease_seconds=settings.lease_seconds, sent_at=sent_at,
         )  # fmt: skip
         work = Pass(
-            job, lease, serving.pool, settings, serving.caller, serving.tiers, serving.medium
-        )
+            job, lease, serving.pool, settings, serving.caller, serving.tiers, serving.medium,
+            batches=serving.batches,
+        )  # fmt: skip
         serving.heartbeat.add(lease, patience_seconds=lambda: patience_seconds(work.step, settings))
         task = asyncio.create_task(self._run_job(work, serving.endings), name=f"job {job.id}")
         self._running[task] = lease

@@ -48,47 +48,38 @@ class AnthropicProvider:
     def __init__(self, *, api_key: str, base_url: str | None) -> None:
         import anthropic  # noqa: PLC0415 - 50 MB and a second: only where calls are made
 
-        self._sdk = anthropic
-        self._client = anthropic.AsyncAnthropic(api_key=api_key, base_url=base_url, max_retries=0)
+        self.sdk = anthropic
+        self.client = anthropic.AsyncAnthropic(api_key=api_key, base_url=base_url, max_retries=0)
 
     async def call(self, request: Request) -> Reply:
         """Make one call; see Provider.call."""
-        model = model_named(request.model)
-        arguments: dict[str, Any] = {}
-        if model.structured_output:
-            arguments["output_config"] = {
-                "format": {"type": "json_schema", "schema": request.schema}
-            }
-            if model.effort:
-                arguments["output_config"]["effort"] = "low"
         started = time.monotonic()
         try:
-            message: object = await self._client.messages.create(
-                model=model.id,
-                max_tokens=min(request.max_tokens, model.max_output_tokens),
-                system=request.system,
-                messages=[{"role": "user", "content": request.text}],
-                timeout=request.timeout_seconds,
-                **arguments,
+            message: object = await self.client.messages.create(
+                **parameters(request), timeout=request.timeout_seconds
             )
-        except self._sdk.APIError as error:
-            raise self._meaning(error, model.id) from error
+        except self.sdk.APIError as error:
+            raise self.meaning(error, model_named(request.model).id) from error
         except json.JSONDecodeError as error:
             raise CallFailed("the server's reply broke off") from error
-        if not isinstance(message, self._sdk.types.Message):
+        if not isinstance(message, self.sdk.types.Message):
             # An HTML page with status 200 comes back as a plain string (FACTS section 2).
             raise UselessReply("the server answered with something that is no message")
-        return _reply(message, model.id, latency_ms=round((time.monotonic() - started) * 1000))
+        return reply_of(
+            message,
+            model_named(request.model).id,
+            latency_ms=round((time.monotonic() - started) * 1000),
+        )
 
     async def aclose(self) -> None:
         """Close the client's connections."""
-        await self._client.close()
+        await self.client.close()
 
-    def _meaning(self, error: anthropic.APIError, model_id: str) -> Exception:
+    def meaning(self, error: anthropic.APIError, model_id: str) -> Exception:
         """Say what an error of the SDK asks of the caller."""
-        if isinstance(error, self._sdk.APIResponseValidationError):
+        if isinstance(error, self.sdk.APIResponseValidationError):
             return UselessReply("the server's reply has a shape the API does not have")
-        if not isinstance(error, self._sdk.APIStatusError):
+        if not isinstance(error, self.sdk.APIStatusError):
             return CallFailed(f"the LLM server could not be reached ({type(error).__name__})")
         status, said = error.status_code, _said(error)
         where = f"LLM server answered {status}: {said}"
@@ -112,7 +103,24 @@ class AnthropicProvider:
         return BadCall(where)
 
 
-def _reply(message: Any, model_id: str, *, latency_ms: int) -> Reply:
+def parameters(request: Request) -> dict[str, Any]:
+    """Return the body of a call: the same whether it is sent alone or in a batch."""
+    model = model_named(request.model)
+    body: dict[str, Any] = {
+        "model": model.id,
+        "max_tokens": min(request.max_tokens, model.max_output_tokens),
+        "system": request.system,
+        "messages": [{"role": "user", "content": request.text}],
+    }
+    if model.structured_output:
+        body["output_config"] = {"format": {"type": "json_schema", "schema": request.schema}}
+        if model.effort:
+            body["output_config"]["effort"] = "low"
+    return body
+
+
+def reply_of(message: Any, model_id: str, *, latency_ms: int = 0) -> Reply:
+    """Return what a message of the SDK says, whether it came alone or in a batch."""
     usage = message.usage
     return Reply(
         # Text is not always the first block: thinking may come before it.

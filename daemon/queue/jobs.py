@@ -142,6 +142,22 @@ async def release(
     return cast("Literal['released', 'cancelled', 'failed']", outcome)
 
 
+async def await_batches(
+    pool: Pool, job: Job, *, seconds: float, reason: str, stage: str
+) -> Literal["released", "cancelled"]:
+    """Give the job back with its attempt until its batches are looked at. Raises LeaseLost."""
+    with database_errors():
+        outcome = await pool.fetchval(
+            "select fullpass.await_batches($1, $2, $3, $4, $5)",
+            job.id,
+            job.lease_epoch,
+            seconds,
+            reason,
+            stage,
+        )
+    return cast("Literal['released', 'cancelled']", outcome)
+
+
 async def yield_cancelled(pool: Pool, job: Job) -> None:
     """End the job as cancelled, as was asked. Raises LeaseLost."""
     with database_errors():
