@@ -5,7 +5,7 @@
                         └───────▶ came back unread: the next batch, or now
 
 A window is read at once when its reply is in the ledger, when the server cannot take it by batch,
-or when too few are left to be worth a day; there are three rounds of batches at most. The head of a
+or when too few came back to be worth another day; a text is sent three times at most. The head of a
 person's first pass, the windows a first MEMORY is made from, is this: of the newest tenth of the
 windows (160 at most), the quarter in which the person says most themselves.
 
@@ -270,16 +270,15 @@ async def _send(work: Pass, batches: Batches) -> _Sending:
     """Send what is to go by batch; what is too little, or came back too often, is read at once."""
     sending = _Sending()
     out = await batches.rows.open_of(work.job.user_id)
-    loose = await _count_loose(work)
-    rounds: int = await work.fetchval(
-        "select coalesce(max(round), 0) from fullpass.batches "
-        "where job_id = $1 and outcome is distinct from 'never sent'",
-        work.job.id,
-    )
-    if not loose:
-        return sending
-    current = rounds if out and rounds else rounds + 1
-    if current > _MOST_ROUNDS or (rounds and loose <= _FEW):
+    async with work.lease.fenced() as connection:
+        await connection.execute(
+            f"update fullpass.windows set lane = 'now' where id in (select w.id {_LOOSE} "
+            "and w.sent >= $3)",
+            work.job.user_id,
+            work.source,
+            _MOST_ROUNDS,
+        )
+    if await _count_loose(work) <= _FEW and not await _count_loose(work, unsent=True):
         # While others are out more may join these; the last ones are read at once.
         if not out:
             await _all_now(work)
@@ -311,20 +310,18 @@ async def _send(work: Pass, batches: Batches) -> _Sending:
             if draft.full:
                 if left is not None:
                     left -= draft.cost_usd
-                await _send_one(work, batches, draft, current, sending)
+                await _send_one(work, batches, draft, sending)
                 draft = _Draft()
             if sending.trouble is not None or batches.missing:
                 return sending
         if sending.blocked:
             break
     if draft.requests:
-        await _send_one(work, batches, draft, current, sending)
+        await _send_one(work, batches, draft, sending)
     return sending
 
 
-async def _send_one(
-    work: Pass, batches: Batches, draft: _Draft, current: int, sending: _Sending
-) -> None:
+async def _send_one(work: Pass, batches: Batches, draft: _Draft, sending: _Sending) -> None:
     """Write one batch down and make it."""
     requests = draft.requests
     _, sample = next(iter(requests.values()))
@@ -341,10 +338,13 @@ async def _send_one(
                 model=model,
                 purpose=sample.purpose,
                 prompt_version=sample.prompt_version,
-                round=current,
                 estimated_usd=draft.cost_usd if priced else None,
             ),
             {key: window_id for key, (window_id, _) in requests.items()},
+        )
+        await connection.execute(
+            "update fullpass.windows set sent = sent + 1 where id = any ($1)",
+            [window_id for window_id, _ in requests.values()],
         )
         await _note_sent(work, connection, batch)
     work.lease.check()
@@ -369,13 +369,12 @@ async def _note_sent(work: Pass, connection: Connection, batch: Batch) -> None:
     await connection.execute(
         """
         select fullpass.note_event(
-            j, 'batch', $2, jsonb_build_object('windows', $3::int, 'round', $4::int))
+            j, 'batch', $2, jsonb_build_object('windows', $3::int))
         from public.processing_jobs j where j.id = $1
         """,
         work.job.id,
         work.step,
         batch.requests,
-        batch.round,
     )
 
 
@@ -428,8 +427,13 @@ async def _read_now(work: Pass, window_id: int) -> None:
         )
 
 
-async def _count_loose(work: Pass) -> int:
-    count: int = await work.fetchval(f"select count(*) {_LOOSE}", work.job.user_id, work.source)
+async def _count_loose(work: Pass, *, unsent: bool = False) -> int:
+    count: int = await work.fetchval(
+        f"select count(*) {_LOOSE} and (w.sent = 0 or not $3)",
+        work.job.user_id,
+        work.source,
+        unsent,
+    )
     return count
 
 

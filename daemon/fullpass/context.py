@@ -122,7 +122,9 @@ async def report_progress(
     messages: int | None = None,
 ) -> None:
     """Write where the pass stands, inside a fenced transaction; `share` is the step's own 0–1."""
-    step: Step = "extract_facts" if work.early else work.step
+    step = work.step
+    if work.early:
+        step, share = "extract_facts", 0.0
     start = STARTS[step]
     later = [p for p in STARTS.values() if p > start]
     end = min(later) if later else 99

@@ -299,10 +299,10 @@ async def close(
         """
         insert into fullpass.windows (
             user_id, source, content_hashes, token_count, parent_id, first_ordinal, last_ordinal,
-            lane)
+            lane, sent)
         select $1, $2, array(select jsonb_array_elements_text(h.hashes)), $4, $5, h.first, h.last,
                -- Halves of what came by batch go by batch again, if there are enough of them.
-               case p.lane when 'landed' then 'batch' else p.lane end
+               case p.lane when 'landed' then 'batch' else p.lane end, p.sent
         from jsonb_to_recordset($3) as h (hashes jsonb, first int, last int)
         join fullpass.windows p on p.id = $5
         returning id

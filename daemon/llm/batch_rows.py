@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from daemon.llm.batch_api import Item, Remote
 
 _COLUMNS = """
-    b.id, b.user_id, b.job_id, b.model, b.round, b.requests, b.state, b.batch_id, b.created_at,
+    b.id, b.user_id, b.job_id, b.model, b.requests, b.state, b.batch_id, b.created_at,
     b.estimated_usd, b.cancel_asked_at is not null as cancel_asked, b.sent_at,
     extract(epoch from clock_timestamp() - b.created_at)::float8 as age_seconds,
     extract(epoch from clock_timestamp() - b.expires_at)::float8 as overdue_seconds,
@@ -40,7 +40,6 @@ class Batch:
     user_id: UUID
     job_id: UUID
     model: str
-    round: int
     requests: int
     state: Literal["creating", "sent", "done"]
     batch_id: str | None
@@ -65,7 +64,6 @@ class Draft:
     model: str
     purpose: str
     prompt_version: str
-    round: int
     estimated_usd: Decimal | None
 
 
@@ -96,20 +94,19 @@ class BatchRows:
             f"""
             with b as (
                 insert into fullpass.batches (
-                    job_id, user_id, source, provider, model, purpose, prompt_version, round,
+                    job_id, user_id, source, provider, model, purpose, prompt_version,
                     estimated_usd, requests)
-                values ($1, $2, $3, $4, $5, $6, $7, $8, $9, cardinality($10::text[]))
+                values ($1, $2, $3, $4, $5, $6, $7, $8, cardinality($9::text[]))
                 returning *
             ), items as (
                 insert into fullpass.batch_items (batch, call_key, window_id)
                 select b.id, i.call_key, i.window_id
-                from b, unnest($10::text[], $11::bigint[]) as i (call_key, window_id)
+                from b, unnest($9::text[], $10::bigint[]) as i (call_key, window_id)
             )
             select {_COLUMNS} from b
             """,
             draft.job_id, draft.user_id, draft.source, draft.provider, draft.model, draft.purpose,
-            draft.prompt_version, draft.round, draft.estimated_usd, list(windows),
-            list(windows.values()),
+            draft.prompt_version, draft.estimated_usd, list(windows), list(windows.values()),
         )  # fmt: skip
         assert row is not None  # noqa: S101 - an insert returns its row
         return _batch(row)

@@ -102,7 +102,7 @@ class Batches:
             await self.rows.close(batch, "never sent")
             raise
         if await self.rows.sent(batch, remote):
-            _log.info("batch.sent", batch=remote.id, requests=len(requests), round=batch.round)
+            _log.info("batch.sent", batch=remote.id, requests=len(requests))
             return
         _log.warning("batch.stray", batch=remote.id, requests=len(requests))
         await self._cancel(remote.id)

@@ -13,8 +13,10 @@ alter table fullpass.llm_calls
 
 -- How a planned window is read: null or 'now' by a call of its own; 'batch' by a batch, made or
 -- about to be; 'landed' when its reply has come by batch and lies in the ledger.
+-- `sent` counts the batches that it, or the window it was split from, was put into.
 alter table fullpass.windows
-    add column if not exists lane text check (lane in ('now', 'batch', 'landed'));
+    add column if not exists lane text check (lane in ('now', 'batch', 'landed')),
+    add column if not exists sent int not null default 0;
 
 -- No foreign key to jobs: a batch outlives the job that made it until its cost is known.
 create table if not exists fullpass.batches (
@@ -26,7 +28,6 @@ create table if not exists fullpass.batches (
     model text not null,
     purpose text not null,
     prompt_version text not null,
-    round int not null,               -- 1, and one more each time what came back unread is sent
     requests int not null,
     estimated_usd numeric(16, 8),     -- null: the model's price is not known
     state text not null default 'creating' check (state in ('creating', 'sent', 'done')),
@@ -89,10 +90,10 @@ begin
     end if;
     with copy as (
         insert into fullpass.batches (
-            user_id, job_id, source, provider, model, purpose, prompt_version, round, requests,
-            state, batch_id, sent_at, expires_at, given_up_at)
+            user_id, job_id, source, provider, model, purpose, prompt_version, requests, state,
+            batch_id, sent_at, expires_at, given_up_at)
         values (v.user_id, v.job_id, v.source, v.provider, v.model, v.purpose, v.prompt_version,
-                v.round, v.requests, 'sent', p_batch_id, clock_timestamp(),
+                v.requests, 'sent', p_batch_id, clock_timestamp(),
                 clock_timestamp() + make_interval(secs => p_expires_seconds), clock_timestamp())
         returning id
     )

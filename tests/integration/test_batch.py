@@ -1,0 +1,516 @@
+"""Extraction by message batches: half the price, the same pass, nothing asked or paid twice."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+
+from daemon.database import open_pool
+from daemon.llm.batch_api import BatchApi, batch_api_of
+from daemon.llm.batch_rows import Batch, BatchRows, Draft
+from daemon.llm.batches import Batches
+from daemon.llm.pricing import cost_usd
+from daemon.llm.providers import provider_from
+from daemon.llm.request import Request, Usage
+from daemon.ops.status import job_account
+from daemon.settings import load_settings
+from tests.support.anthropic_behaviour import Scripted
+from tests.support.anthropic_server import AnthropicServer
+from tests.support.exports import PlantedExport, planted_export
+from tests.support.worker_process import work_once
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+BATCH: dict[str, Any] = {
+    "extraction_mode": "batch",
+    "batch_poll_seconds": 0.1,
+    "extraction_window_tokens": 700,
+    "fact_extraction_concurrency": 4,
+}
+ONE_LOOK = {**BATCH, "batch_poll_seconds": 100.0}
+"""Longer than a worker that runs once waits for: it leaves the job to its next look."""
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    connection = await asyncpg.connect(database_url, statement_cache_size=0)
+    yield connection
+    await connection.close()
+
+
+async def insert_job(db: Any, path: Path, user: uuid.UUID) -> uuid.UUID:
+    job: uuid.UUID = await db.fetchval(
+        "insert into processing_jobs (user_id, storage_path) values ($1, $2) returning id",
+        user,
+        f"file://{path}",
+    )
+    return job
+
+
+async def look_now(db: Any, job: uuid.UUID) -> None:
+    """Bring the next look forward."""
+    await db.execute("update processing_jobs set run_at = now() where id = $1", job)
+
+
+async def all_planted(db: Any, user: uuid.UUID, export: PlantedExport) -> bool:
+    rows = await db.fetch("select category, statement from fullpass.facts where user_id = $1", user)
+    return sorted(tuple(r) for r in rows) == sorted((p.category, p.statement) for p in export.truth)
+
+
+def paid(server: AnthropicServer) -> Decimal:
+    """Return what the server billed: half for what came by batch."""
+    total = Decimal(0)
+    for call in server.record.completed():
+        usage = Usage(
+            call.input_tokens, call.output_tokens, call.cache_read_tokens, call.cache_write_tokens
+        )
+        cost = cost_usd(call.model, usage)
+        assert cost is not None
+        total += cost / 2 if call.batch else cost
+    return total
+
+
+async def noted(db: Any) -> Decimal:
+    """Return what the ledger says was paid."""
+    total: Decimal = await db.fetchval("select sum(cost_usd) from fullpass.llm_calls")
+    return total
+
+
+async def test_a_pass_by_batch_learns_all_pays_half_and_says_so(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=24, filler_words=60)
+    user = uuid.uuid4()
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(batch_seconds=0.3)
+        tally = await work_once(database_url, server.url, **BATCH)
+        assert tally.completed == [job]
+        assert await all_planted(db, user, export)
+        extractions = [c for c in server.record.calls if c.purpose == "extract"]
+        by_batch = [c for c in extractions if c.batch]
+        assert len(by_batch) >= 0.8 * len(extractions)
+        assert not server.record.paid_again()
+        assert len(server.batches.made) == 1
+        assert await noted(db) == paid(server)
+    assert await db.fetchval("select count(*) from fullpass.llm_calls where batch") == len(by_batch)
+    row = await db.fetchrow("select attempts, status, result from processing_jobs")
+    assert tuple(row)[:2] == (1, "complete")
+    assert json.loads(row["result"])["coverage"]["share"] == 1.0
+
+
+async def test_a_first_memory_comes_at_once_and_the_job_holds_nothing_while_it_waits(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=24, filler_words=60)
+    user = uuid.uuid4()
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(batch_seconds=3600.0)
+        tally = await work_once(database_url, server.url, **ONE_LOOK)
+        assert list(tally.left) == [job]
+        profile = await db.fetchrow("select * from user_profiles where user_id = $1", user)
+        newest = export.truth[-1].statement
+        assert newest in profile["memory_md"]
+        assert export.truth[0].statement not in profile["memory_md"]
+        assert profile["full_pass_status"] == "processing"
+        assert "the rest is being read" in profile["import_stage"]
+        assert profile["progress_percent"] < 80
+        row = await db.fetchrow("select * from processing_jobs where id = $1", job)
+        assert (row["status"], row["attempts"], row["worker_id"]) == ("pending", 0, None)
+        told = await job_account(db, job)
+        assert told is not None
+        assert "1 message batch with" in told["why"]
+        assert "since 20" in told["why"]
+        assert told["batches"]["out"] == 1
+        assert told["waiting_since"] is not None
+        # Looks that find nothing new write no step, ask nothing and never end the job.
+        asked = len(server.record.calls)
+        counted = "select count(*) from fullpass.job_events where event like 'step%'"
+        steps = await db.fetchval(counted)
+        for _ in range(2):
+            await look_now(db, job)
+            await work_once(database_url, server.url, max_wait_hours=1e-6, **ONE_LOOK)
+        assert len(server.record.calls) == asked
+        assert len(server.batches.made) == 1
+        assert await db.fetchval(counted) == steps
+        assert await db.fetchval("select attempts from processing_jobs") == 0
+        server.behave(batch_seconds=0.0)
+        await look_now(db, job)
+        tally = await work_once(database_url, server.url, **BATCH)
+        assert tally.completed == [job]
+        assert await all_planted(db, user, export)
+        memory = await db.fetchval("select memory_md from user_profiles where user_id = $1", user)
+        assert all(p.statement in memory for p in export.truth)
+        assert not server.record.paid_again()
+
+
+async def test_what_comes_back_unread_or_odd_is_read_all_the_same(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=60, filler_words=60)
+    user = uuid.uuid4()
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(
+            batch_items={
+                "errored": 0.08, "invalid": 0.08, "expired": 0.08, "canceled": 0.08, "missing": 0.05
+            },
+            faults={"malformed": 0.08, "max_tokens": 0.08, "html": 0.0, "fenced": 0.08},
+            fault_purposes=("extract",),
+        )  # fmt: skip
+        tally = await work_once(database_url, server.url, **BATCH)
+        assert tally.completed == [job]
+        assert await all_planted(db, user, export)
+        assert not server.record.paid_again()
+        assert await noted(db) == paid(server)
+        result = json.loads(await db.fetchval("select result from processing_jobs"))
+        assert result["coverage"]["share"] == 1.0
+        assert "unread" not in result["coverage"]["outcomes"]
+        states = dict(
+            await db.fetch("select state, count(*) from fullpass.batch_items group by state")
+        )
+        assert {"succeeded", "errored", "expired", "canceled"} <= set(states)
+        assert "waiting" not in states
+        assert await db.fetchval("select max(sent) from fullpass.windows") <= 3
+
+
+@pytest.mark.parametrize(("fault", "made"), [("reset", 1), ("html", 1), ("server_error", 1)])
+async def test_a_batch_whose_creation_got_no_answer_is_found_and_not_made_again(
+    db: Any, database_url: str, tmp_path: Path, fault: Any, made: int
+) -> None:
+    export = planted_export(conversations=12, filler_words=60)
+    user = uuid.uuid4()
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        server.script(Scripted(fault=fault, purpose="batch.created"))
+        tally = await work_once(database_url, server.url, **BATCH)
+        assert tally.completed == [job]
+        assert await all_planted(db, user, export)
+        assert len(server.batches.made) == made
+        assert not server.record.paid_again()
+        assert await noted(db) == paid(server)
+
+
+@pytest.mark.parametrize("fault", ["overloaded", "rate_limited"])
+async def test_a_batch_that_was_refused_is_made_later(
+    db: Any, database_url: str, tmp_path: Path, fault: Any
+) -> None:
+    export = planted_export(conversations=12, filler_words=60)
+    user = uuid.uuid4()
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        server.script(Scripted(fault=fault, purpose="batch.create"))
+        tally = await work_once(database_url, server.url, **ONE_LOOK)
+        assert list(tally.left) == [job]
+        assert await db.fetchval("select attempts from processing_jobs") == 0
+        await db.execute("update fullpass.batches set created_at = created_at - interval '1 hour'")
+        await look_now(db, job)
+        tally = await work_once(database_url, server.url, **BATCH)
+        assert tally.completed == [job]
+        assert len(server.batches.made) == 1
+        assert await all_planted(db, user, export)
+        assert not server.record.paid_again()
+
+
+@pytest.mark.parametrize("fault", ["reset", "truncated_body"])
+async def test_results_that_break_off_are_noted_once_each(
+    db: Any, database_url: str, tmp_path: Path, fault: Any
+) -> None:
+    export = planted_export(conversations=12, filler_words=60)
+    user = uuid.uuid4()
+    await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        # More breaks than one look tries again after.
+        server.script(*[Scripted(fault=fault, purpose="batch.results")] * 2)
+        await work_once(database_url, server.url, **BATCH)
+        assert await all_planted(db, user, export)
+        assert not server.record.paid_again()
+        assert await noted(db) == paid(server)
+
+
+async def test_a_batch_that_never_ends_is_given_up_and_its_late_cost_still_noted(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=12, filler_words=60)
+    user = uuid.uuid4()
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(batch_never_ends=True, batch_expires_seconds=1.0)
+        tally = await work_once(database_url, server.url, **BATCH)
+        assert tally.completed == [job]
+        assert await all_planted(db, user, export)
+        (batch,) = server.batches.made.values()
+        assert batch.cancelled_at is not None
+        server.behave(batch_never_ends=False, batch_done_when_cancelled=1.0)
+        await db.execute("update fullpass.batches set looked_at = null")
+        await tend(database_url, server)
+        assert await noted(db) == paid(server)
+        assert await db.fetchval("select state from fullpass.batches") == "done"
+
+
+async def tend(database_url: str, server: AnthropicServer) -> None:
+    """Do what every worker does now and then, twice: ask to cancel, then note what came of it."""
+    async with opened(database_url, server) as batches:
+        for _ in range(2):
+            await batches.tend_orphans()
+            async with batches.rows._pool.acquire() as connection:
+                await connection.execute("update fullpass.batches set looked_at = null")
+
+
+class opened:  # noqa: N801 - reads as a verb where it is used
+    """Open the batches of a server, as a worker has them."""
+
+    def __init__(self, database_url: str, server: AnthropicServer) -> None:
+        self._url = database_url
+        self._settings = load_settings(
+            anthropic_api_key="test-key", anthropic_base_url=server.url, database_url=database_url
+        )
+
+    async def __aenter__(self) -> Batches:
+        self._provider = provider_from(self._settings)
+        self._pool = await open_pool(self._url)
+        api = batch_api_of(self._provider)
+        assert api is not None
+        return Batches(api, BatchRows(self._pool), poll_seconds=0.1, read=lambda reply: reply)
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._pool.close()
+        await self._provider.aclose()
+
+
+async def waiting_job(
+    db: Any, database_url: str, server: AnthropicServer, path: Path
+) -> tuple[uuid.UUID, uuid.UUID]:
+    """Bring a job to where it waits for its batch."""
+    server.behave(batch_seconds=3600.0)
+    user = uuid.uuid4()
+    job = await insert_job(db, path, user)
+    await work_once(database_url, server.url, **ONE_LOOK)
+    assert await db.fetchval("select status from processing_jobs where id = $1", job) == "pending"
+    return job, user
+
+
+async def test_cancelling_a_job_that_waits_cancels_its_batch_and_keeps_what_was_answered(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=12, filler_words=60)
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(batch_done_when_cancelled=0.5)
+        path = export.write(tmp_path / "c.json")
+        job, user = await waiting_job(db, database_url, server, path)
+        assert await db.fetchval("select fullpass.cancel($1)", job)
+        # Nobody holds the job: whichever worker is up next does it.
+        await work_once(database_url, server.url, **BATCH)
+        await db.execute("update fullpass.batches set looked_at = null")
+        await tend(database_url, server)
+        (batch,) = server.batches.made.values()
+        assert batch.cancelled_at is not None
+        assert await db.fetchval("select outcome from fullpass.batches") == "collected"
+        assert await noted(db) == paid(server)
+        profile = await db.fetchrow("select * from user_profiles where user_id = $1", user)
+        assert profile["full_pass_status"] == "complete"  # there is a first memory
+        # Taken up again, it pays only for what was not answered.
+        server.behave(batch_seconds=0.0)
+        assert await db.fetchval("select fullpass.retry($1)", job)
+        tally = await work_once(database_url, server.url, **BATCH)
+        assert tally.completed == [job]
+        assert await all_planted(db, user, export)
+        assert not server.record.paid_again()
+
+
+async def test_a_result_that_arrives_for_a_forgotten_person_leaves_its_cost_and_nothing_else(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=12, filler_words=60)
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(batch_done_when_cancelled=1.0)
+        path = export.write(tmp_path / "c.json")
+        _, user = await waiting_job(db, database_url, server, path)
+        keys = {r["call_key"] for r in await db.fetch("select call_key from fullpass.batch_items")}
+        forgotten = json.loads(await db.fetchval("select fullpass.forget($1)", user))
+        assert forgotten["batch_requests_blinded"] == len(keys)
+        left = {r["call_key"] for r in await db.fetch("select call_key from fullpass.batch_items")}
+        assert not left & keys
+        await tend(database_url, server)
+        assert await noted(db) == paid(server)
+        content = await db.fetchval(
+            "select count(*) from fullpass.llm_calls "
+            "where call_key is not null or response is not null or request_id is not null"
+        )
+        assert content == 0
+        assert await db.fetchval("select count(*) from fullpass.llm_calls where batch") == len(keys)
+        assert await db.fetchval("select count(*) from fullpass.batch_items") == 0
+        # Looked at again it is not noted again.
+        await tend(database_url, server)
+        assert await noted(db) == paid(server)
+
+
+async def test_a_server_without_batches_is_read_in_real_time(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=12, filler_words=60)
+    user = uuid.uuid4()
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(batches_endpoint=False)
+        tally = await work_once(database_url, server.url, **BATCH)
+        assert tally.completed == [job]
+        assert await all_planted(db, user, export)
+        assert not server.record.paid_again()
+
+
+async def test_a_limit_on_cost_holds_before_a_batch_is_made(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=40, filler_words=60)
+    user = uuid.uuid4()
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        limit = 0.012
+        tally = await work_once(database_url, server.url, max_cost_usd_per_job=limit, **BATCH)
+        assert "MAX_COST_USD_PER_JOB" in tally.failed[job]
+        made = sum(len(b.requests) for b in server.batches.made.values())
+        windows = await db.fetchval("select count(*) from fullpass.windows where lane = 'batch'")
+        assert made > 0
+        assert windows > 0
+        assert paid(server) <= Decimal(str(limit))
+        assert await noted(db) == paid(server)
+        await db.fetchval("select fullpass.retry($1)", job)
+        tally = await work_once(database_url, server.url, **BATCH)
+        assert tally.completed == [job]
+        assert await all_planted(db, user, export)
+        assert not server.record.paid_again()
+
+
+async def test_neither_another_mode_nor_another_job_asks_what_is_out(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=12, filler_words=60)
+    with AnthropicServer(truth=export.truth) as server:
+        path = export.write(tmp_path / "c.json")
+        job, user = await waiting_job(db, database_url, server, path)
+        asked = len(server.record.calls)
+        second = await insert_job(db, export.write(tmp_path / "again.json"), user)
+        realtime = {**ONE_LOOK, "extraction_mode": "realtime"}
+        await look_now(db, job)
+        tally = await work_once(database_url, server.url, **realtime)
+        assert set(tally.left) == {job, second}
+        assert len(server.record.calls) == asked
+        server.behave(batch_seconds=0.0)
+        await look_now(db, job)
+        await look_now(db, second)
+        tally = await work_once(
+            database_url, server.url, **{**BATCH, "extraction_mode": "realtime"}
+        )
+        assert sorted(tally.completed) == sorted([job, second])
+        assert await all_planted(db, user, export)
+        assert not server.record.paid_again()
+        assert len(server.batches.made) == 1
+
+
+async def test_a_late_creation_of_a_worker_that_lost_the_job_is_cancelled_and_its_cost_noted(
+    db: Any, database_url: str
+) -> None:
+    user, job = uuid.uuid4(), uuid.uuid4()
+    request = Request("extract", "1", "claude-haiku-5-5", "s", "t", {}, 100, 10.0)
+    with AnthropicServer() as server:
+        server.behave(strict_schemas=False, batch_done_when_cancelled=1.0, batch_seconds=3600.0)
+        async with opened(database_url, server) as batches:
+            batch = await begun(batches.rows, user=user, job=job, keys={"k1": 1})
+            # Whoever took the job over found nothing listed and concluded that it was never made.
+            await batches.rows.close(batch, "never sent")
+            again = await begun(batches.rows, user=user, job=job, keys={"k1": 1})
+            await batches.send(batch, [("k1", request)])
+            (stray,) = server.batches.made.values()
+            assert stray.cancelled_at is not None
+            await batches.send(again, [("k1", request)])
+            assert len(server.batches.made) == 2
+        await tend(database_url, server)
+        assert await noted(db) == paid(server)
+
+
+async def begun(rows: BatchRows, *, user: uuid.UUID, job: uuid.UUID, keys: dict[str, int]) -> Batch:
+    draft = Draft(
+        job_id=job, user_id=user, source="chatgpt", provider="anthropic",
+        model="claude-haiku-5-5", purpose="extract", prompt_version="1",
+        estimated_usd=None,
+    )  # fmt: skip
+    async with rows._pool.acquire() as connection:
+        return await rows.begin(connection, draft, keys)  # type: ignore[arg-type]
+
+
+async def test_the_same_question_never_waits_in_two_batches(database_url: str) -> None:
+    pool = await open_pool(database_url)
+    try:
+        rows = BatchRows(pool)
+        user, job = uuid.uuid4(), uuid.uuid4()
+        first = await begun(rows, user=user, job=job, keys={"k": 1})
+        with pytest.raises(asyncpg.UniqueViolationError):
+            await begun(rows, user=user, job=job, keys={"k": 2})
+        assert await rows.waiting_elsewhere(["k", "other"]) == {"k"}
+        await rows.close(first, "collected")
+        await begun(rows, user=user, job=job, keys={"k": 2})
+    finally:
+        await pool.close()
+
+
+async def test_looks_grow_rarer_with_the_age_of_a_batch(database_url: str) -> None:
+    pool = await open_pool(database_url)
+    try:
+        rows = BatchRows(pool)
+        batches = Batches(BatchApi.__new__(BatchApi), rows, poll_seconds=30.0, read=lambda r: r)
+        batch = await begun(rows, user=uuid.uuid4(), job=uuid.uuid4(), keys={"k": 1})
+        pauses = []
+        for minutes in (0, 10, 30, 600):
+            await pool.execute(
+                "update fullpass.batches set created_at = now() - make_interval(mins => $1)",
+                minutes,
+            )
+            (aged,) = await rows.open_of(batch.user_id)
+            pauses.append(round(batches.pause_seconds([aged])))
+        assert pauses == [30, 60, 180, 300]
+    finally:
+        await pool.close()
+
+
+def test_bedrock_and_offline_have_no_batches() -> None:
+    assert batch_api_of(provider_from(load_settings(llm_provider="offline"))) is None
+
+
+async def test_the_loopback_server_refuses_what_the_api_refuses(database_url: str) -> None:
+    import anthropic
+
+    body = {
+        "model": "claude-haiku-5-5",
+        "max_tokens": 10,
+        "messages": [{"role": "user", "content": "x"}],
+    }
+    with AnthropicServer() as server:
+        server.behave(batch_most_requests=2, batch_most_bytes=1_000)
+        async with anthropic.AsyncAnthropic(
+            api_key="test-key", base_url=server.url, max_retries=0
+        ) as client:
+            for requests, error in [
+                ([], anthropic.BadRequestError),
+                ([("a", body), ("a", body)], anthropic.BadRequestError),
+                ([("bad id", body)], anthropic.BadRequestError),
+                ([("a", body), ("b", body), ("c", body)], anthropic.BadRequestError),
+                ([("a", {**body, "system": "x" * 1_000})], anthropic.RequestTooLargeError),
+            ]:
+                with pytest.raises(error):
+                    await client.messages.batches.create(
+                        requests=[{"custom_id": i, "params": p} for i, p in requests]  # type: ignore[misc]
+                    )
+            made = await client.messages.batches.create(
+                requests=[{"custom_id": "a", "params": body}]  # type: ignore[typeddict-item]
+            )
+            listed = [b.id async for b in client.messages.batches.list()]
+            assert listed == [made.id]
