@@ -75,6 +75,7 @@ async def read_all(work: Pass, read_now: Callable[[], Awaitable[None]]) -> bool:
         await _all_now(work)
         await read_now()
         return True
+    blocked = False
     while True:
         await _collect(work, batches)
         await _sort(work)
@@ -91,11 +92,13 @@ async def read_all(work: Pass, read_now: Callable[[], Awaitable[None]]) -> bool:
             return True
         if sending.trouble is not None:
             raise Wait(f"no batch can be made: {sending.trouble}", seconds=60.0)
-        if sending.blocked:
+        # What was set aside for the windows read just now was more than they cost: try once more.
+        if sending.blocked and blocked:
             raise GiveUp(
                 f"stopped at MAX_COST_USD_PER_JOB ({work.settings.max_cost_usd_per_job:g}): what "
                 "is left would cost more; what is done is kept, raise the limit and retry to go on"
             )
+        blocked = sending.blocked
 
 
 async def still_out(work: Pass) -> None:
@@ -181,7 +184,7 @@ async def _all_now(work: Pass) -> None:
 
 
 async def _sort(work: Pass) -> None:
-    """Have read at once what landed, and what the server says no batch will ever answer."""
+    """Have read at once what landed, and what no batch will answer: refused, or given up."""
     async with work.lease.fenced() as connection:
         await connection.execute(
             """
@@ -190,7 +193,7 @@ async def _sort(work: Pass) -> None:
             from fullpass.batch_items i
             where w.user_id = $1 and w.source = $2 and w.state = 'planned' and w.lane = 'batch'
               and i.window_id = w.id
-              and (i.state = 'succeeded'
+              and (i.state in ('succeeded', 'stray')
                    or i.state = 'errored' and i.detail = 'invalid_request_error')
             """,
             work.job.user_id,

@@ -132,6 +132,7 @@ class Batches:
             return True
         elif _hours_late(batch) >= 1 and not batch.cancel_asked:
             await self._cancel(batch.batch_id)
+            return False
         return await self._given_up(batch)
 
     async def _given_up(self, batch: Batch) -> bool:

@@ -374,7 +374,7 @@ async def test_a_limit_on_cost_holds_before_a_batch_is_made(
     user = uuid.uuid4()
     job = await insert_job(db, export.write(tmp_path / "c.json"), user)
     with AnthropicServer(truth=export.truth) as server:
-        limit = 0.012
+        limit = 0.005
         tally = await work_once(database_url, server.url, max_cost_usd_per_job=limit, **BATCH)
         assert "MAX_COST_USD_PER_JOB" in tally.failed[job]
         made = sum(len(b.requests) for b in server.batches.made.values())
