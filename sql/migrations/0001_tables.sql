@@ -199,8 +199,6 @@ begin
 end
 $$;
 
-create index if not exists processing_jobs_due
-    on public.processing_jobs (priority desc, run_at) where status = 'pending';
 create index if not exists processing_jobs_by_user
     on public.processing_jobs (user_id, started_at desc);
 

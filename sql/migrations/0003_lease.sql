@@ -413,18 +413,21 @@ begin
 end
 $$;
 
--- Writes a final state to a row the caller has locked: job, pass, profile, timeline.
+-- Writes a final state to a row the caller has locked: job, pass, profile, timeline. Of v it takes
+-- attempts, crashes and result as the caller left them.
 create or replace function fullpass.end_job(
     v public.processing_jobs, p_status text, p_event text, p_error text, p_data jsonb default null
 ) returns void language plpgsql as $$
 begin
     update public.processing_jobs set
         status = p_status, lease_epoch = coalesce(lease_epoch, 0) + 1, lease_expires_at = null,
-        attempts = v.attempts, crashes = v.crashes,
+        attempts = v.attempts, crashes = v.crashes, result = v.result,
         error_message = p_error, completed_at = clock_timestamp(),
+        current_step = case when p_status = 'complete' then 'complete' else current_step end,
         progress = case when p_status = 'complete' then 100 else progress end
     where id = v.id;
-    update fullpass.passes set waiting_since = null, waiting_for = null where job_id = v.id;
+    update fullpass.passes set waiting_since = null, waiting_for = null
+    where job_id = v.id and (waiting_since, waiting_for) is distinct from (null, null);
     perform fullpass.note_event(v, p_event, null,
         coalesce(p_data, '{}') || jsonb_strip_nulls(jsonb_build_object('error', p_error)));
     if p_status = 'cancelled' then
@@ -488,7 +491,7 @@ declare
     v_running uuid;
     v_taken int := 0;
     v_again timestamptz;
-    v_soon interval := interval '1 second';
+    v_soon interval := interval '200 milliseconds';
     v_now timestamptz := clock_timestamp();
     v_tomorrow timestamptz := date_trunc('day', now() at time zone 'utc') at time zone 'utc'
                               + interval '1 day';
@@ -742,22 +745,18 @@ begin
 end
 $$;
 
--- The pass is done. p_cost goes to the profile as jsonb or text, whichever the app's column is.
+-- The pass is done. p_cost goes to the profile as jsonb or text, whichever the app's column is: the
+-- assignment converts.
 create or replace function fullpass.complete(
     p_job uuid, p_epoch bigint, p_result jsonb, p_cost jsonb
 ) returns void language plpgsql as $$
 declare
     v public.processing_jobs := fullpass.grip(p_job, p_epoch);
 begin
-    update public.processing_jobs set result = p_result, current_step = 'complete'
-    where id = p_job;
+    v.result := p_result;
     v.crashes := 0;
     perform fullpass.end_job(v, 'complete', 'completed', null);
-    execute format(
-        'update public.user_profiles set import_cost_json = $1::%s where user_id = $2',
-        (select format_type(atttypid, atttypmod) from pg_attribute
-         where attrelid = 'public.user_profiles'::regclass and attname = 'import_cost_json'))
-    using p_cost, v.user_id;
+    update public.user_profiles set import_cost_json = p_cost where user_id = v.user_id;
 end
 $$;
 
@@ -777,13 +776,12 @@ begin
         perform fullpass.end_job(v, 'cancelled', 'cancelled', null);
         return 'cancelled';
     end if;
-    if p_result is not null then
-        update public.processing_jobs set result = p_result where id = p_job;
-    end if;
+    v.result := coalesce(p_result, v.result);
     if p_retry and v.attempts < coalesce(v.max_attempts, 5) then
         update public.processing_jobs set
             status = 'pending', lease_epoch = lease_epoch + 1, lease_expires_at = null,
-            worker_id = null, run_at = fullpass.due_at(v, v_delay), error_message = p_error
+            worker_id = null, run_at = fullpass.due_at(v, v_delay), error_message = p_error,
+            result = v.result
         where id = p_job;
         update fullpass.passes set alone = false where job_id = p_job and alone;
         perform fullpass.note_event(v, 'retried', null,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
+from daemon import migrations
 from daemon.database import (
     connect,
     database_errors,
@@ -26,6 +27,7 @@ from tests.support.pgbouncer import transaction_pooler
 from tests.support.postgres import create_database, url_of
 from tests.support.queue_checks import Queue, queue_at, until
 from tests.support.queue_worker import queue_worker
+from tests.support.replicated import Replicated
 from tests.support.tcp_proxy import TcpProxy
 
 if TYPE_CHECKING:
@@ -144,6 +146,35 @@ async def test_a_server_restarted_in_the_midst_is_waited_for_and_said_to_be(tmp_
             await exactly_once(queue, 8, 6)
         assert worker.poll() is None
     assert "the database cannot be reached" in log.read_text()
+
+
+@pytest.mark.long
+async def test_a_failover_to_a_standby_is_waited_for_and_loses_nothing_that_was_acknowledged(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "log"
+    with Replicated(tmp_path) as pair, TcpProxy(pair.primary_url) as proxy:
+        await migrations.apply(pair.primary_url)
+        async with queue_at(pair.primary_url) as queue:
+            await queue.add("steps=6,ms=60", count=8)
+            with queue_worker(proxy.url, log=log, lease_seconds=4) as worker:
+                await queue.until("select count(*) >= 8 from effects")
+                acknowledged = await queue.db.fetchval("select count(*) from effects")
+                await asyncio.to_thread(pair.kill_primary)
+                # First the standby that takes no writes yet: trouble of the server's, not a job's.
+                proxy.retarget(pair.standby_url)
+
+                async def said() -> bool:
+                    return "read-only" in log.read_text()
+
+                await until(said, seconds=20)
+                await asyncio.to_thread(pair.promote)
+                async with queue_at(pair.standby_url) as promoted:
+                    seen = await promoted.db.fetchval("select count(*) from effects")
+                    assert seen >= acknowledged
+                    await promoted.all_done(seconds=30)
+                    assert worker.poll() is None
+                    await exactly_once(promoted, 8, 6)
 
 
 async def test_too_many_connections_are_waited_out(queue: Queue, tmp_path: Path) -> None:
