@@ -91,7 +91,9 @@ async def read_all(work: Pass, read_now: Callable[[], Awaitable[None]]) -> bool:
         if not await _count_loose(work):
             return True
         if sending.trouble is not None:
-            raise Wait(f"no batch can be made: {sending.trouble}", seconds=60.0)
+            raise Wait(
+                f"no batch can be made: {sending.trouble}", seconds=batches.pause_seconds(())
+            )
         # What was set aside for the windows read just now was more than they cost: try once more.
         if sending.blocked and blocked:
             raise GiveUp(

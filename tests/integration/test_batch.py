@@ -14,28 +14,30 @@ from daemon.database import open_pool
 from daemon.llm.batch_api import BatchApi, batch_api_of
 from daemon.llm.batch_rows import Batch, BatchRows, Draft
 from daemon.llm.batches import Batches
-from daemon.llm.pricing import cost_usd
 from daemon.llm.providers import provider_from
-from daemon.llm.request import Request, Usage
+from daemon.llm.request import Request
 from daemon.ops.status import job_account
 from daemon.settings import load_settings
 from tests.support.anthropic_behaviour import Scripted
 from tests.support.anthropic_server import AnthropicServer
-from tests.support.exports import PlantedExport, planted_export
+from tests.support.batch_pass import (
+    BATCH,
+    ONE_LOOK,
+    all_planted,
+    batches_of_a_worker,
+    insert_job,
+    look_now,
+    noted,
+    paid,
+    tend,
+    waiting_job,
+)
+from tests.support.exports import planted_export
 from tests.support.worker_process import work_once
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
-
-BATCH: dict[str, Any] = {
-    "extraction_mode": "batch",
-    "batch_poll_seconds": 0.1,
-    "extraction_window_tokens": 700,
-    "fact_extraction_concurrency": 4,
-}
-ONE_LOOK = {**BATCH, "batch_poll_seconds": 100.0}
-"""Longer than a worker that runs once waits for: it leaves the job to its next look."""
 
 
 @pytest.fixture
@@ -45,48 +47,10 @@ async def db(database_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Reco
     await connection.close()
 
 
-async def insert_job(db: Any, path: Path, user: uuid.UUID) -> uuid.UUID:
-    job: uuid.UUID = await db.fetchval(
-        "insert into processing_jobs (user_id, storage_path) values ($1, $2) returning id",
-        user,
-        f"file://{path}",
-    )
-    return job
-
-
-async def look_now(db: Any, job: uuid.UUID) -> None:
-    """Bring the next look forward."""
-    await db.execute("update processing_jobs set run_at = now() where id = $1", job)
-
-
-async def all_planted(db: Any, user: uuid.UUID, export: PlantedExport) -> bool:
-    rows = await db.fetch("select category, statement from fullpass.facts where user_id = $1", user)
-    return sorted(tuple(r) for r in rows) == sorted((p.category, p.statement) for p in export.truth)
-
-
-def paid(server: AnthropicServer) -> Decimal:
-    """Return what the server billed: half for what came by batch."""
-    total = Decimal(0)
-    for call in server.record.completed():
-        usage = Usage(
-            call.input_tokens, call.output_tokens, call.cache_read_tokens, call.cache_write_tokens
-        )
-        cost = cost_usd(call.model, usage)
-        assert cost is not None
-        total += cost / 2 if call.batch else cost
-    return total
-
-
-async def noted(db: Any) -> Decimal:
-    """Return what the ledger says was paid."""
-    total: Decimal = await db.fetchval("select sum(cost_usd) from fullpass.llm_calls")
-    return total
-
-
 async def test_a_pass_by_batch_learns_all_pays_half_and_says_so(
     db: Any, database_url: str, tmp_path: Path
 ) -> None:
-    export = planted_export(conversations=24, filler_words=60)
+    export = planted_export(conversations=10, filler_words=60)
     user = uuid.uuid4()
     job = await insert_job(db, export.write(tmp_path / "c.json"), user)
     with AnthropicServer(truth=export.truth) as server:
@@ -109,7 +73,7 @@ async def test_a_pass_by_batch_learns_all_pays_half_and_says_so(
 async def test_a_first_memory_comes_at_once_and_the_job_holds_nothing_while_it_waits(
     db: Any, database_url: str, tmp_path: Path
 ) -> None:
-    export = planted_export(conversations=24, filler_words=60)
+    export = planted_export(conversations=10, filler_words=60)
     user = uuid.uuid4()
     job = await insert_job(db, export.write(tmp_path / "c.json"), user)
     with AnthropicServer(truth=export.truth) as server:
@@ -152,156 +116,41 @@ async def test_a_first_memory_comes_at_once_and_the_job_holds_nothing_while_it_w
         assert not server.record.paid_again()
 
 
-async def test_what_comes_back_unread_or_odd_is_read_all_the_same(
+async def test_a_batch_whose_creation_got_no_answer_is_found_and_not_made_again(
     db: Any, database_url: str, tmp_path: Path
 ) -> None:
-    export = planted_export(conversations=60, filler_words=60)
+    export = planted_export(conversations=8, filler_words=60)
     user = uuid.uuid4()
     job = await insert_job(db, export.write(tmp_path / "c.json"), user)
     with AnthropicServer(truth=export.truth) as server:
-        server.behave(
-            batch_items={
-                "errored": 0.08, "invalid": 0.08, "expired": 0.08, "canceled": 0.08, "missing": 0.05
-            },
-            faults={"malformed": 0.08, "max_tokens": 0.08, "html": 0.0, "fenced": 0.08},
-            fault_purposes=("extract",),
-        )  # fmt: skip
+        server.script(Scripted(fault="reset", purpose="batch.created"))
         tally = await work_once(database_url, server.url, **BATCH)
         assert tally.completed == [job]
         assert await all_planted(db, user, export)
-        assert not server.record.paid_again()
-        assert await noted(db) == paid(server)
-        result = json.loads(await db.fetchval("select result from processing_jobs"))
-        assert result["coverage"]["share"] == 1.0
-        assert "unread" not in result["coverage"]["outcomes"]
-        states = dict(
-            await db.fetch("select state, count(*) from fullpass.batch_items group by state")
-        )
-        assert {"succeeded", "errored", "expired", "canceled"} <= set(states)
-        assert "waiting" not in states
-        assert await db.fetchval("select max(sent) from fullpass.windows") <= 3
-
-
-@pytest.mark.parametrize(("fault", "made"), [("reset", 1), ("html", 1), ("server_error", 1)])
-async def test_a_batch_whose_creation_got_no_answer_is_found_and_not_made_again(
-    db: Any, database_url: str, tmp_path: Path, fault: Any, made: int
-) -> None:
-    export = planted_export(conversations=12, filler_words=60)
-    user = uuid.uuid4()
-    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
-    with AnthropicServer(truth=export.truth) as server:
-        server.script(Scripted(fault=fault, purpose="batch.created"))
-        tally = await work_once(database_url, server.url, **BATCH)
-        assert tally.completed == [job]
-        assert await all_planted(db, user, export)
-        assert len(server.batches.made) == made
-        assert not server.record.paid_again()
-        assert await noted(db) == paid(server)
-
-
-@pytest.mark.parametrize("fault", ["overloaded", "rate_limited"])
-async def test_a_batch_that_was_refused_is_made_later(
-    db: Any, database_url: str, tmp_path: Path, fault: Any
-) -> None:
-    export = planted_export(conversations=12, filler_words=60)
-    user = uuid.uuid4()
-    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
-    with AnthropicServer(truth=export.truth) as server:
-        server.script(Scripted(fault=fault, purpose="batch.create"))
-        tally = await work_once(database_url, server.url, **ONE_LOOK)
-        assert list(tally.left) == [job]
-        assert await db.fetchval("select attempts from processing_jobs") == 0
-        await db.execute("update fullpass.batches set created_at = created_at - interval '1 hour'")
-        await look_now(db, job)
-        tally = await work_once(database_url, server.url, **BATCH)
-        assert tally.completed == [job]
         assert len(server.batches.made) == 1
-        assert await all_planted(db, user, export)
         assert not server.record.paid_again()
+        assert await noted(db) == paid(server)
 
 
-@pytest.mark.parametrize("fault", ["reset", "truncated_body"])
 async def test_results_that_break_off_are_noted_once_each(
-    db: Any, database_url: str, tmp_path: Path, fault: Any
+    db: Any, database_url: str, tmp_path: Path
 ) -> None:
-    export = planted_export(conversations=12, filler_words=60)
+    export = planted_export(conversations=8, filler_words=60)
     user = uuid.uuid4()
     await insert_job(db, export.write(tmp_path / "c.json"), user)
     with AnthropicServer(truth=export.truth) as server:
-        # More breaks than one look tries again after.
-        server.script(*[Scripted(fault=fault, purpose="batch.results")] * 2)
+        server.script(Scripted(fault="reset", purpose="batch.results"))
+        server.script(Scripted(fault="truncated_body", purpose="batch.results"))
         await work_once(database_url, server.url, **BATCH)
         assert await all_planted(db, user, export)
         assert not server.record.paid_again()
         assert await noted(db) == paid(server)
 
 
-async def test_a_batch_that_never_ends_is_given_up_and_its_late_cost_still_noted(
-    db: Any, database_url: str, tmp_path: Path
-) -> None:
-    export = planted_export(conversations=12, filler_words=60)
-    user = uuid.uuid4()
-    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
-    with AnthropicServer(truth=export.truth) as server:
-        server.behave(batch_never_ends=True, batch_expires_seconds=1.0)
-        tally = await work_once(database_url, server.url, **BATCH)
-        assert tally.completed == [job]
-        assert await all_planted(db, user, export)
-        (batch,) = server.batches.made.values()
-        assert batch.cancelled_at is not None
-        server.behave(batch_never_ends=False, batch_done_when_cancelled=1.0)
-        await db.execute("update fullpass.batches set looked_at = null")
-        await tend(database_url, server)
-        assert await noted(db) == paid(server)
-        assert await db.fetchval("select state from fullpass.batches") == "done"
-
-
-async def tend(database_url: str, server: AnthropicServer) -> None:
-    """Do what every worker does now and then, twice: ask to cancel, then note what came of it."""
-    async with opened(database_url, server) as batches:
-        for _ in range(2):
-            await batches.tend_orphans()
-            async with batches.rows._pool.acquire() as connection:
-                await connection.execute("update fullpass.batches set looked_at = null")
-
-
-class opened:  # noqa: N801 - reads as a verb where it is used
-    """Open the batches of a server, as a worker has them."""
-
-    def __init__(self, database_url: str, server: AnthropicServer) -> None:
-        self._url = database_url
-        self._settings = load_settings(
-            anthropic_api_key="test-key", anthropic_base_url=server.url, database_url=database_url
-        )
-
-    async def __aenter__(self) -> Batches:
-        self._provider = provider_from(self._settings)
-        self._pool = await open_pool(self._url)
-        api = batch_api_of(self._provider)
-        assert api is not None
-        return Batches(api, BatchRows(self._pool), poll_seconds=0.1, read=lambda reply: reply)
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._pool.close()
-        await self._provider.aclose()
-
-
-async def waiting_job(
-    db: Any, database_url: str, server: AnthropicServer, path: Path
-) -> tuple[uuid.UUID, uuid.UUID]:
-    """Bring a job to where it waits for its batch."""
-    server.behave(batch_seconds=3600.0)
-    user = uuid.uuid4()
-    job = await insert_job(db, path, user)
-    await work_once(database_url, server.url, **ONE_LOOK)
-    assert await db.fetchval("select status from processing_jobs where id = $1", job) == "pending"
-    return job, user
-
-
 async def test_cancelling_a_job_that_waits_cancels_its_batch_and_keeps_what_was_answered(
     db: Any, database_url: str, tmp_path: Path
 ) -> None:
-    export = planted_export(conversations=12, filler_words=60)
+    export = planted_export(conversations=8, filler_words=60)
     with AnthropicServer(truth=export.truth) as server:
         server.behave(batch_done_when_cancelled=0.5)
         path = export.write(tmp_path / "c.json")
@@ -309,8 +158,7 @@ async def test_cancelling_a_job_that_waits_cancels_its_batch_and_keeps_what_was_
         assert await db.fetchval("select fullpass.cancel($1)", job)
         # Nobody holds the job: whichever worker is up next does it.
         await work_once(database_url, server.url, **BATCH)
-        await db.execute("update fullpass.batches set looked_at = null")
-        await tend(database_url, server)
+        await tend(db, database_url, server)
         (batch,) = server.batches.made.values()
         assert batch.cancelled_at is not None
         assert await db.fetchval("select outcome from fullpass.batches") == "collected"
@@ -329,7 +177,7 @@ async def test_cancelling_a_job_that_waits_cancels_its_batch_and_keeps_what_was_
 async def test_a_result_that_arrives_for_a_forgotten_person_leaves_its_cost_and_nothing_else(
     db: Any, database_url: str, tmp_path: Path
 ) -> None:
-    export = planted_export(conversations=12, filler_words=60)
+    export = planted_export(conversations=8, filler_words=60)
     with AnthropicServer(truth=export.truth) as server:
         server.behave(batch_done_when_cancelled=1.0)
         path = export.write(tmp_path / "c.json")
@@ -339,7 +187,7 @@ async def test_a_result_that_arrives_for_a_forgotten_person_leaves_its_cost_and_
         assert forgotten["batch_requests_blinded"] == len(keys)
         left = {r["call_key"] for r in await db.fetch("select call_key from fullpass.batch_items")}
         assert not left & keys
-        await tend(database_url, server)
+        await tend(db, database_url, server)
         assert await noted(db) == paid(server)
         content = await db.fetchval(
             "select count(*) from fullpass.llm_calls "
@@ -349,14 +197,14 @@ async def test_a_result_that_arrives_for_a_forgotten_person_leaves_its_cost_and_
         assert await db.fetchval("select count(*) from fullpass.llm_calls where batch") == len(keys)
         assert await db.fetchval("select count(*) from fullpass.batch_items") == 0
         # Looked at again it is not noted again.
-        await tend(database_url, server)
+        await tend(db, database_url, server)
         assert await noted(db) == paid(server)
 
 
 async def test_a_server_without_batches_is_read_in_real_time(
     db: Any, database_url: str, tmp_path: Path
 ) -> None:
-    export = planted_export(conversations=12, filler_words=60)
+    export = planted_export(conversations=8, filler_words=60)
     user = uuid.uuid4()
     job = await insert_job(db, export.write(tmp_path / "c.json"), user)
     with AnthropicServer(truth=export.truth) as server:
@@ -370,11 +218,11 @@ async def test_a_server_without_batches_is_read_in_real_time(
 async def test_a_limit_on_cost_holds_before_a_batch_is_made(
     db: Any, database_url: str, tmp_path: Path
 ) -> None:
-    export = planted_export(conversations=40, filler_words=60)
+    export = planted_export(conversations=24, filler_words=60)
     user = uuid.uuid4()
     job = await insert_job(db, export.write(tmp_path / "c.json"), user)
     with AnthropicServer(truth=export.truth) as server:
-        limit = 0.005
+        limit = 0.003
         tally = await work_once(database_url, server.url, max_cost_usd_per_job=limit, **BATCH)
         assert "MAX_COST_USD_PER_JOB" in tally.failed[job]
         made = sum(len(b.requests) for b in server.batches.made.values())
@@ -393,7 +241,7 @@ async def test_a_limit_on_cost_holds_before_a_batch_is_made(
 async def test_neither_another_mode_nor_another_job_asks_what_is_out(
     db: Any, database_url: str, tmp_path: Path
 ) -> None:
-    export = planted_export(conversations=12, filler_words=60)
+    export = planted_export(conversations=8, filler_words=60)
     with AnthropicServer(truth=export.truth) as server:
         path = export.write(tmp_path / "c.json")
         job, user = await waiting_job(db, database_url, server, path)
@@ -423,7 +271,7 @@ async def test_a_late_creation_of_a_worker_that_lost_the_job_is_cancelled_and_it
     request = Request("extract", "1", "claude-haiku-5-5", "s", "t", {}, 100, 10.0)
     with AnthropicServer() as server:
         server.behave(strict_schemas=False, batch_done_when_cancelled=1.0, batch_seconds=3600.0)
-        async with opened(database_url, server) as batches:
+        async with batches_of_a_worker(database_url, server) as batches:
             batch = await begun(batches.rows, user=user, job=job, keys={"k1": 1})
             # Whoever took the job over found nothing listed and concluded that it was never made.
             await batches.rows.close(batch, "never sent")
@@ -433,7 +281,7 @@ async def test_a_late_creation_of_a_worker_that_lost_the_job_is_cancelled_and_it
             assert stray.cancelled_at is not None
             await batches.send(again, [("k1", request)])
             assert len(server.batches.made) == 2
-        await tend(database_url, server)
+        await tend(db, database_url, server)
         assert await noted(db) == paid(server)
 
 

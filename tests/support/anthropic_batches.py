@@ -60,6 +60,8 @@ class Batches:
     def __init__(self, server: AnthropicServer) -> None:
         self._server = server
         self.made: dict[str, Held] = {}
+        self.held: set[str] = set()
+        """At which of them some request was held back."""
 
     async def handle(self, request: Request, request_id: str) -> Reply:
         """Answer one request below /v1/messages/batches."""
@@ -79,7 +81,7 @@ class Batches:
                 raise Refused(404, "not_found_error", f"{request.path}: not found")
 
     async def _create(self, request: Request, request_id: str) -> Reply:
-        await self._server.passed("batch.create")
+        await self._pass("batch.create")
         refused = self._failed("batch.create", request_id)
         if refused is not None:
             return refused
@@ -97,7 +99,7 @@ class Batches:
         )
         self.made[batch.id] = batch
         self._server.changed()
-        await self._server.passed("batch.created")
+        await self._pass("batch.created")
         return self._failed("batch.created", request_id) or self._described(batch)
 
     def _list(self, request: Request) -> Reply:
@@ -121,7 +123,7 @@ class Batches:
 
     async def _poll(self, batch_id: str, request_id: str) -> Reply:
         batch = self._known(batch_id)
-        await self._server.passed("batch.poll")
+        await self._pass("batch.poll")
         self._work(batch)
         return self._failed("batch.poll", request_id) or self._described(batch)
 
@@ -135,7 +137,7 @@ class Batches:
 
     async def _results(self, batch_id: str, request_id: str) -> Reply:
         batch = self._known(batch_id)
-        await self._server.passed("batch.results")
+        await self._pass("batch.results")
         self._work(batch)
         if batch.ended_at is None:
             raise invalid(f"Batch {batch_id} has no results yet")
@@ -203,6 +205,11 @@ class Batches:
             error = {"type": refusal.kind, "message": str(refusal)}
             return {"type": "errored", "error": {"type": "error", "error": error}}
         return {"type": "succeeded", "message": self._server.answer_in_batch(body, batch.id)}
+
+    async def _pass(self, purpose: str) -> None:
+        if self._server.holds(purpose):
+            self.held.add(purpose)
+        await self._server.passed(purpose)
 
     def _failed(self, purpose: str, request_id: str) -> Reply | None:
         step = self._server.scripted(purpose)

@@ -221,11 +221,14 @@ class AnthropicServer(LoopbackServer):
             self._flying.discard(visit)
             self.changed()
 
+    def holds(self, purpose: str) -> bool:
+        """Whether calls of this very purpose are held."""
+        return self._gate.purpose == purpose and not self._gate.open.is_set()
+
     async def passed(self, purpose: str) -> None:
         """Wait while calls of this very purpose are held."""
-        gate = self._gate
-        if gate.purpose == purpose and not gate.lets_pass(purpose):
-            await gate.open.wait()
+        if self.holds(purpose):
+            await self._gate.open.wait()
 
     def scripted(self, purpose: str) -> Scripted | None:
         """Take the next step that was scripted for this very purpose."""
