@@ -322,7 +322,7 @@ class Worker:
 
     async def _claim(self, pool: Pool, room: int) -> list[Job]:
         settings = self._settings
-        if self._only is not None and (self._running or self._only in self.tally.completed):
+        if self._only and (self._running or self.tally.done_with(self._only)):
             return []
         return await jobs.claim_many(
             pool,

@@ -59,6 +59,10 @@ class Tally:
     awaiting: dict[UUID, float] = field(default_factory=dict)
     """Of those, the ones that wait for a batch: seconds until the next look."""
 
+    def done_with(self, job_id: UUID) -> bool:
+        """Whether there is nothing more to do for a job now."""
+        return job_id in self.completed or job_id in self.awaiting
+
 
 class Endings:
     """Ends the attempts of one worker and keeps its tally."""

@@ -28,6 +28,7 @@ from tests.support.batch_pass import (
     paid,
     tend,
 )
+from tests.support.cli import EXAMPLE, Cli
 from tests.support.exports import planted_export
 from tests.support.worker_process import work_once, worker_process
 
@@ -56,7 +57,7 @@ async def db(database_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Reco
 async def test_a_kill_at_any_moment_of_a_batch_pays_nothing_twice(
     db: Any, database_url: str, tmp_path: Path, moment: str
 ) -> None:
-    export = planted_export(conversations=8, filler_words=60)
+    export = planted_export(conversations=12, filler_words=60)
     user = uuid.uuid4()
     job = await insert_job(db, export.write(tmp_path / "c.json"), user)
     with AnthropicServer(truth=export.truth) as server:
@@ -171,4 +172,30 @@ async def test_a_batch_that_was_refused_is_made_later(
         assert tally.completed == [job]
         assert len(server.batches.made) == 1
         assert await all_planted(db, user, export)
+        assert not server.record.paid_again()
+
+
+@pytest.mark.long
+def test_run_waits_for_its_batch_and_may_be_stopped_meanwhile(tmp_path: Path) -> None:
+    with AnthropicServer() as server:
+        server.behave(batch_seconds=3600.0)
+        cli = Cli(
+            tmp_path, ANTHROPIC_API_KEY="test-key", ANTHROPIC_BASE_URL=server.url,
+            EXTRACTION_MODE="batch", BATCH_POLL_SECONDS=0.5, EXTRACTION_WINDOW_TOKENS=1500,
+        )  # fmt: skip
+        process = cli.start("run", EXAMPLE)
+        try:
+            deadline = time.monotonic() + 40
+            while "Waiting for 1 message batch with" not in (tmp_path / "output.txt").read_text():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)  # until the deadline
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 1
+        finally:
+            process.kill()
+        assert "stopped before the end" in (tmp_path / "output.txt").read_text()
+        server.behave(batch_seconds=0.0)
+        done = cli.run("run", EXAMPLE)
+        assert done.returncode == 0, done.stderr
+        assert len(server.batches.made) == 1
         assert not server.record.paid_again()
