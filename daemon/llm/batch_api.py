@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from daemon.errors import BadCall, CallError, CallFailed
-from daemon.llm.providers import AnthropicProvider, parameters, reply_of
+from daemon.llm.messages_api import MessagesProvider
 from daemon.llm.request import Reply
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
     from datetime import datetime
+    from decimal import Decimal
 
     import anthropic
 
     from daemon.llm.providers import Provider
-    from daemon.llm.request import Request
+    from daemon.llm.request import Request, Usage
 
 ItemState = Literal["succeeded", "errored", "canceled", "expired"]
 
@@ -63,10 +64,23 @@ class Item:
 class BatchApi:
     """Speaks to one account's batches through the SDK's client of a provider."""
 
-    def __init__(self, provider: AnthropicProvider) -> None:
+    def __init__(self, provider: MessagesProvider) -> None:
+        self._provider = provider
         self._sdk = provider.sdk
-        self._batches = provider.client.messages.batches
-        self._meaning = provider.meaning
+        self._batches: Any = provider.batches
+
+    def takes(self, model: str) -> bool:
+        """Whether a model can be asked by batch, as far as is known."""
+        return self._provider.models.named(model).batch
+
+    def model_id(self, model: str) -> str:
+        """Return the vendor's own id of a model."""
+        return self._provider.models.named(model).id
+
+    def cost_usd(self, model: str, usage: Usage, *, batch: bool) -> Decimal | None:
+        """Return what a call costs, alone or by batch; None when the price is not known."""
+        bill = self._provider.models.named(model).bill(usage, batch=batch)
+        return None if bill is None else bill.cost_usd
 
     async def create(self, requests: Sequence[tuple[str, Request]]) -> Remote:
         """Make a batch of (custom id, request) pairs.
@@ -76,9 +90,10 @@ class BatchApi:
         """
         try:
             made: object = await self._batches.create(
-                requests=cast(
-                    "Any", [{"custom_id": key, "params": parameters(r)} for key, r in requests]
-                ),
+                requests=[
+                    {"custom_id": key, "params": self._provider.parameters(r)}
+                    for key, r in requests
+                ],
                 timeout=_TIMEOUT_SECONDS,
             )
         except self._sdk.APIError as error:
@@ -164,7 +179,7 @@ class BatchApi:
         status = getattr(error, "status_code", 0)
         if status in {404, 405, 501}:
             return NoBatches("the LLM server has no message batches")
-        meaning = self._meaning(error, "")
+        meaning = self._provider.meaning(error, "")
         # Nothing of one input is told of here: an answer in no known shape is trouble in passing.
         return meaning if not isinstance(meaning, CallError) or isinstance(
             meaning, CallFailed | BadCall
@@ -198,7 +213,9 @@ class BatchApi:
             if not isinstance(message, self._sdk.types.Message):
                 reply = Reply("", "unusable: no message", None, model_id)
             else:
-                reply = reply_of(message, model_id)
+                reply = self._provider.reply_of(
+                    message, self._provider.models.named(model_id), batch=True
+                )
             return Item(custom_id, "succeeded", reply)
         told = getattr(getattr(getattr(result, "error", None), "error", None), "type", None)
         return Item(
@@ -208,4 +225,6 @@ class BatchApi:
 
 def batch_api_of(provider: Provider) -> BatchApi | None:
     """Return the batches of a provider, or None when it has none (Bedrock, Vertex, offline)."""
-    return BatchApi(provider) if isinstance(provider, AnthropicProvider) else None
+    if isinstance(provider, MessagesProvider) and provider.batches is not None:
+        return BatchApi(provider)
+    return None

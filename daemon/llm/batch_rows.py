@@ -150,17 +150,16 @@ class BatchRows:
             )
         return {row["call_key"] for row in rows}
 
-    async def note(
-        self, batch: Batch, item: Item, *, cost_usd: Decimal | None, usable: bool
-    ) -> bool:
+    async def note(self, batch: Batch, item: Item, *, usable: bool) -> bool:
         """Note one result, and its receipt when it was paid; False when it was noted before."""
         reply = item.reply
         usage = None if reply is None else reply.usage
+        bill = None if reply is None else reply.bill
         text = "" if reply is None else reply.text
         with database_errors():
             noted: bool = await self._pool.fetchval(
                 "select fullpass.record_batch_item("
-                "$1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+                "$1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
                 batch.id,
                 item.custom_id,
                 item.state,
@@ -170,7 +169,9 @@ class BatchRows:
                 None if usage is None else usage.output_tokens,
                 None if usage is None else usage.cache_read_tokens,
                 None if usage is None else usage.cache_write_tokens,
-                cost_usd,
+                None if bill is None else bill.cost_usd,
+                None if bill is None else bill.saved_by_cache_usd,
+                None if bill is None else bill.saved_by_batch_usd,
                 None if reply is None else reply.stop_reason,
                 usable,
                 # Postgres holds no NUL, and no reply that means anything does.

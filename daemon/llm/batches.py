@@ -18,13 +18,11 @@ import random
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import timedelta
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from daemon.errors import BadCall, CallFailed, FullpassError, UselessReply
 from daemon.llm.batch_api import NoBatches, PerhapsMade, batch_api_of
 from daemon.llm.batch_rows import BatchRows
-from daemon.llm.pricing import cost_usd
 from daemon.logs import get_logger
 
 if TYPE_CHECKING:
@@ -39,9 +37,6 @@ if TYPE_CHECKING:
 
 _log = get_logger()
 
-SHARE_OF_PRICE = Decimal("0.5")
-"""A batch costs half of what its calls cost alone, of every kind of token (price list, checked
-2026-11-22)."""
 _SKEW = timedelta(minutes=10)
 """How far the server's clock may differ from the database's when batches are listed."""
 _SETTLING_LOOKS = 2
@@ -70,7 +65,7 @@ class Batches:
         poll_seconds: float,
         read: Callable[[Reply], object],
     ) -> None:
-        self._api = api
+        self.api = api
         self.rows = rows
         self._poll_seconds = poll_seconds
         self._read = read
@@ -94,7 +89,7 @@ class Batches:
 
     async def _send(self, batch: Batch, requests: Sequence[tuple[str, Request]]) -> None:
         try:
-            remote = await self._api.create(requests)
+            remote = await self.api.create(requests)
         except PerhapsMade:
             raise
         except Exception as error:
@@ -124,7 +119,7 @@ class Batches:
 
     async def _look(self, batch: Batch, noted: Callable[[], None] | None) -> bool:
         assert batch.batch_id is not None  # noqa: S101 - a sent batch has its id
-        remote = await self._api.retrieve(batch.batch_id)
+        remote = await self.api.retrieve(batch.batch_id)
         if remote is None:
             _log.warning("batch.unknown", batch=batch.batch_id)
         elif remote.ended:
@@ -146,7 +141,7 @@ class Batches:
     async def _seek(self, batch: Batch, noted: Callable[[], None] | None) -> bool:
         """Look for a batch that has no id yet; True when it was collected, or surely never made."""
         suspects = 0
-        async with aclosing(self._api.recent(batch.created_at - _SKEW)) as recent:
+        async with aclosing(self.api.recent(batch.created_at - _SKEW)) as recent:
             async for remote in recent:
                 if remote.requests != batch.requests or await self.rows.known(remote.id):
                     continue
@@ -165,7 +160,7 @@ class Batches:
         return True
 
     async def _is_ours(self, batch: Batch, remote: Remote) -> bool:
-        async with aclosing(self._api.results(remote.id, batch.model)) as results:
+        async with aclosing(self.api.results(remote.id, batch.model)) as results:
             async for item in results:
                 return await self.rows.holds(batch, item.custom_id)
         return False
@@ -175,7 +170,7 @@ class Batches:
         assert batch.batch_id is not None  # noqa: S101 - a sent batch has its id
         for attempt in range(1, _STREAM_TRIES + 1):
             try:
-                async with aclosing(self._api.results(batch.batch_id, batch.model)) as results:
+                async with aclosing(self.api.results(batch.batch_id, batch.model)) as results:
                     async for item in results:
                         await self._note(batch, item)
                         if noted is not None:
@@ -193,22 +188,16 @@ class Batches:
         _log.info("batch.collected", batch=batch.batch_id, requests=batch.requests)
 
     async def _note(self, batch: Batch, item: Item) -> None:
-        reply = item.reply
-        if reply is None:
-            await self.rows.note(batch, item, cost_usd=None, usable=False)
-            return
-        cost = cost_usd(batch.model, reply.usage)
-        usable = True
-        try:
-            self._read(reply)
-        except UselessReply:
-            usable = False
-        await self.rows.note(
-            batch, item, cost_usd=None if cost is None else cost * SHARE_OF_PRICE, usable=usable
-        )
+        usable = item.reply is not None
+        if item.reply is not None:
+            try:
+                self._read(item.reply)
+            except UselessReply:
+                usable = False
+        await self.rows.note(batch, item, usable=usable)
 
     async def _cancel(self, batch_id: str) -> None:
-        await self._api.cancel(batch_id)
+        await self.api.cancel(batch_id)
         await self.rows.cancel_asked(batch_id)
         _log.info("batch.cancel_asked", batch=batch_id)
 
@@ -240,7 +229,7 @@ class Batches:
         if batch.batch_id is None:
             await self._seek(batch, None)
             return
-        remote = await self._api.retrieve(batch.batch_id)
+        remote = await self.api.retrieve(batch.batch_id)
         if remote is not None and remote.ended:
             await self._collect(batch, None)
         elif batch.age_seconds > _RESULTS_KEPT_SECONDS:
@@ -258,6 +247,8 @@ def batches_of(
         if settings.extraction_mode == "batch":
             _log.warning("batch.none", provider=provider.name, instead="realtime")
         return None
+    if settings.extraction_mode == "batch" and not api.takes(settings.extraction_model):
+        _log.warning("batch.none", model=settings.extraction_model, instead="realtime")
     return Batches(api, BatchRows(pool), poll_seconds=settings.batch_poll_seconds, read=read)
 
 

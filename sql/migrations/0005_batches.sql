@@ -7,10 +7,6 @@
 -- that dies in between leaves something to look for (promise 3). What a result cost goes to the
 -- ledger whoever holds the job by then (promise 2).
 
--- Receipts of a batch, at half price: what they cost is what they saved.
-alter table fullpass.llm_calls
-    add column if not exists batch boolean not null default false;
-
 -- How a planned window is read: null or 'now' by a call of its own; 'batch' by a batch, made or
 -- about to be; 'landed' when its reply has come by batch and lies in the ledger.
 -- `sent` counts the batches that it, or the window it was split from, was put into.
@@ -109,8 +105,9 @@ $$;
 -- was made leaves the cost and nothing else (promise 3).
 create or replace function fullpass.record_batch_item(
     p_batch bigint, p_key text, p_state text, p_detail text, p_model text, p_input int,
-    p_output int, p_cache_read int, p_cache_write int, p_cost numeric, p_stop_reason text,
-    p_usable boolean, p_response text, p_request_id text
+    p_output int, p_cache_read int, p_cache_write int, p_cost numeric, p_saved_by_cache numeric,
+    p_saved_by_batch numeric, p_stop_reason text, p_usable boolean, p_response text,
+    p_request_id text
 ) returns boolean language plpgsql as $$
 begin
     update fullpass.batch_items set state = p_state, detail = p_detail
@@ -122,11 +119,12 @@ begin
     if p_state = 'succeeded' then
         insert into fullpass.llm_calls (
             call_key, user_id, job_id, purpose, provider, model, prompt_version, input_tokens,
-            output_tokens, cache_read_tokens, cache_write_tokens, cost_usd, stop_reason, usable,
-            response, request_id, batch)
+            output_tokens, cache_read_tokens, cache_write_tokens, cost_usd, saved_by_cache_usd,
+            saved_by_batch_usd, stop_reason, usable, response, request_id, batch)
         select case when e.erased then null else p_key end, b.user_id, b.job_id, b.purpose,
                b.provider, p_model, b.prompt_version, p_input, p_output, p_cache_read,
-               p_cache_write, p_cost, p_stop_reason, p_usable and not e.erased,
+               p_cache_write, p_cost, p_saved_by_cache, p_saved_by_batch, p_stop_reason,
+               p_usable and not e.erased,
                case when e.erased then null else p_response end,
                case when e.erased then null else p_request_id end, true
         from fullpass.batches b
