@@ -25,7 +25,6 @@ from tests.support.batch_pass import (
     insert_job,
     look_now,
     noted,
-    paid,
     tend,
 )
 from tests.support.cli import EXAMPLE, Cli
@@ -78,7 +77,7 @@ async def test_a_kill_at_any_moment_of_a_batch_pays_nothing_twice(
         assert tally.completed == [job]
         assert len(server.batches.made) == 1
         assert not server.record.duplicates()
-        assert await noted(db) == paid(server)
+        assert await noted(db, server)
     assert await all_planted(db, user, export)
 
 
@@ -121,7 +120,7 @@ async def test_what_comes_back_unread_or_odd_is_read_all_the_same(
         assert tally.completed == [job]
         assert await all_planted(db, user, export)
         assert not server.record.paid_again()
-        assert await noted(db) == paid(server)
+        assert await noted(db, server)
         result = json.loads(await db.fetchval("select result from processing_jobs"))
         assert result["coverage"]["share"] == 1.0
         assert "unread" not in result["coverage"]["outcomes"]
@@ -149,7 +148,7 @@ async def test_a_batch_that_never_ends_is_given_up_and_its_late_cost_still_noted
         assert batch.cancelled_at is not None
         server.behave(batch_never_ends=False, batch_done_when_cancelled=1.0)
         await tend(db, database_url, server)
-        assert await noted(db) == paid(server)
+        assert await noted(db, server)
         assert await db.fetchval("select state from fullpass.batches") == "done"
 
 
