@@ -223,3 +223,8 @@ def cost_usd(model_id: str, usage: Usage | None) -> Decimal | None:
     """Return the list price of one answered call, or None when it is not known."""
     bill = model_named(model_id).bill(usage)
     return None if bill is None else bill.cost_usd
+
+
+def priced_models() -> tuple[Model, ...]:
+    """Return every model of the table, the usual one first."""
+    return _KNOWN
