@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import uuid
 from decimal import Decimal
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
+from rich.console import Console
 
+from daemon.cli.screen import job_screen
 from daemon.database import open_pool
 from daemon.llm.batch_api import BatchApi, batch_api_of
 from daemon.llm.batch_rows import Batch, BatchRows, Draft
@@ -82,6 +85,13 @@ async def test_a_first_memory_comes_at_once_and_the_job_holds_nothing_while_it_w
         assert len(server.record.calls) == asked
         assert len(server.batches.made) == 1
         assert await db.fetchval(counted) == steps
+        told = await job_account(db, job)
+        assert told is not None
+        shown = Console(file=StringIO(), width=100)
+        job_screen(shown, told)
+        timeline = shown.file.getvalue()  # type: ignore[attr-defined]
+        assert timeline.count("claimed") == 1, timeline
+        assert "looks 3" in timeline
         assert await db.fetchval("select attempts from processing_jobs") == 0
         server.behave(batch_seconds=0.0)
         await look_now(db, job)
