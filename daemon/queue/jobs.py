@@ -170,12 +170,6 @@ async def excuse(pool: Pool, job: Job, *, worker_id: str) -> None:
         await pool.execute("select fullpass.excuse($1, $2, $3)", worker_id, job.id, job.lease_epoch)
 
 
-async def mend_queue(pool: Pool) -> int:
-    """Put users back in line who have jobs and no place; return how many were missing."""
-    with database_errors():
-        return cast("int", await pool.fetchval("select fullpass.mend_queue()"))
-
-
 async def enqueue(
     pool: Pool, *, user_id: UUID, storage_path: str, file_type: str | None = None
 ) -> UUID:
@@ -185,3 +179,18 @@ async def enqueue(
             "select fullpass.enqueue($1, $2, p_file_type => $3)", user_id, storage_path, file_type
         )
     return cast("UUID", job_id)
+
+
+async def seconds_to_next(pool: Pool) -> float | None:
+    """Return when the next job is due or a lease runs out; None when there is neither."""
+    with database_errors():
+        seconds: float | None = await pool.fetchval(
+            """
+            select extract(epoch from min(
+                case status when 'pending' then run_at else lease_expires_at end
+            ) - clock_timestamp())::float8
+            from public.processing_jobs
+            where status = 'pending' or (status = 'processing' and lease_epoch > 0)
+            """
+        )
+    return seconds
