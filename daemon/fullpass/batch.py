@@ -47,7 +47,7 @@ async def read_all(work: Pass, read_now: Callable[[], Awaitable[None]]) -> bool:
         if not _wanted(work, batches):
             await lanes.all_now(work)
         await read_now()
-        if await batches.rows.open_of(work.job.user_id):
+        if await batches.rows.open_of(work.job.user_id, work.source):
             return False
         if not await lanes.count_loose(work):
             return True
@@ -78,7 +78,7 @@ async def still_out(work: Pass) -> None:
     batches = work.batches
     if batches is None:
         return
-    out = await batches.rows.open_of(work.job.user_id)
+    out = await batches.rows.open_of(work.job.user_id, work.source)
     if not out or await work.fetchval(
         """
         select exists (
@@ -114,7 +114,7 @@ async def awaited(work: Pass) -> AwaitsBatch:
     """Return what the pass waits for, in words, and until when."""
     batches = work.batches
     assert batches is not None  # noqa: S101 - nothing is out without them
-    out = await batches.rows.open_of(work.job.user_id)
+    out = await batches.rows.open_of(work.job.user_id, work.source)
     saved = await work.fetchval(
         "select memory_saved_at is not null from fullpass.passes where job_id = $1", work.job.id
     )
@@ -133,7 +133,7 @@ async def awaited(work: Pass) -> AwaitsBatch:
 async def _collect(work: Pass, batches: Batches) -> bool:
     """Look at every batch that is out for this person; True when one of them ended."""
     ended = False
-    for batch in await batches.rows.open_of(work.job.user_id):
+    for batch in await batches.rows.open_of(work.job.user_id, work.source):
         work.lease.check()
         ended = await batches.look(batch, noted=work.lease.progressed) or ended
         work.lease.progressed()

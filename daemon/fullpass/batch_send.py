@@ -65,7 +65,7 @@ class _Draft:
 async def send(work: Pass, batches: Batches) -> Sending:
     """Send what is to go by batch; what is too little, or came back too often, is read at once."""
     sending = Sending()
-    out = await batches.rows.open_of(work.job.user_id)
+    out = await batches.rows.open_of(work.job.user_id, work.source)
     async with work.lease.fenced() as connection:
         await connection.execute(
             f"update fullpass.windows set lane = 'now' where id in (select w.id {lanes.LOOSE} "
@@ -74,6 +74,10 @@ async def send(work: Pass, batches: Batches) -> Sending:
             work.source,
             _MOST_ROUNDS,
         )
+    if not out and await _refused_for_a_day(work):
+        _log.warning("batch.none", error="no batch could be made for a day", instead="realtime")
+        await lanes.all_now(work)
+        return sending
     if await lanes.count_loose(work) <= FEW and not await lanes.count_loose(work, unsent=True):
         # While others are out more may join these; the last ones are read at once.
         if not out:
@@ -117,6 +121,21 @@ async def send(work: Pass, batches: Batches) -> Sending:
     return sending
 
 
+async def _refused_for_a_day(work: Pass) -> bool:
+    """Whether a day has passed since the first of the last batches that could not be made."""
+    refused: bool = await work.fetchval(
+        """
+        select coalesce(min(created_at) < clock_timestamp() - interval '1 day', false)
+        from fullpass.batches b
+        where b.job_id = $1 and b.outcome = 'never sent' and not exists (
+            select from fullpass.batches s
+            where s.job_id = b.job_id and s.id > b.id and s.sent_at is not null)
+        """,
+        work.job.id,
+    )
+    return refused
+
+
 async def _send_one(work: Pass, batches: Batches, draft: _Draft, sending: Sending) -> None:
     """Write one batch down and make it."""
     requests = draft.requests
@@ -136,10 +155,6 @@ async def _send_one(work: Pass, batches: Batches, draft: _Draft, sending: Sendin
                 estimated_usd=draft.cost_usd if priced else None,
             ),
             {key: window_id for key, (window_id, _) in requests.items()},
-        )
-        await connection.execute(
-            "update fullpass.windows set sent = sent + 1 where id = any ($1)",
-            [window_id for window_id, _ in requests.values()],
         )
         await _note_sent(work, connection, batch)
     work.lease.check()

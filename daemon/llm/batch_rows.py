@@ -73,16 +73,18 @@ class BatchRows:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def open_of(self, user_id: UUID) -> list[Batch]:
-        """Return the person's batches that a job of theirs waits for, oldest first."""
+    async def open_of(self, user_id: UUID, source: str) -> list[Batch]:
+        """Return the batches of a person's source that a job of theirs waits for, oldest first."""
         with database_errors():
             rows = await self._pool.fetch(
                 f"""
                 select {_COLUMNS} from fullpass.batches b
-                where b.user_id = $1 and b.state <> 'done' and b.given_up_at is null
+                where b.user_id = $1 and b.source = $2 and b.state <> 'done'
+                  and b.given_up_at is null
                 order by b.id
                 """,
                 user_id,
+                source,
             )
         return [_batch(row) for row in rows]
 

@@ -45,7 +45,8 @@ _STREAM_TRIES = 3
 _LONGEST_PAUSE = 10
 """Looks are at most so many times the first pause apart."""
 _ORPHANS_AT_ONCE = 5
-_RESULTS_KEPT_SECONDS = 29 * 86_400.0
+_DAY_SECONDS = 86_400.0
+_RESULTS_KEPT_SECONDS = 29 * _DAY_SECONDS
 """Results can be had for so long (vendor's documentation, 2026-11-22)."""
 _KEEP_DAYS = 30
 
@@ -154,7 +155,7 @@ class Batches:
                     return True
         if suspects or batch.age_seconds < self._poll_seconds * _SETTLING_LOOKS:
             _log.info("batch.sought", requests=batch.requests, suspects=suspects)
-            return False
+            return await self._given_up(batch)
         await self.rows.close(batch, "never sent")
         _log.info("batch.never_sent", requests=batch.requests)
         return True
@@ -255,5 +256,5 @@ def batches_of(
 def _hours_late(batch: Batch) -> float:
     """Hours since the batch should have ended, if it was given a day: a day of 24 such hours."""
     if batch.overdue_seconds is None or not batch.life_seconds:
-        return -1.0 if batch.age_seconds < _RESULTS_KEPT_SECONDS else 2.0
+        return (batch.age_seconds - _DAY_SECONDS) / 3_600  # made or not: a day is what it had
     return batch.overdue_seconds / (batch.life_seconds / 24)

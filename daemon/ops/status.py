@@ -70,7 +70,8 @@ cross join lateral (
     select count(*) as batches, coalesce(sum(b.requests), 0) as windows_by_batch,
            min(coalesce(b.sent_at, b.created_at)) as since
     from fullpass.batches b
-    where b.user_id = j.user_id and b.state <> 'done' and b.given_up_at is null
+    where b.user_id = j.user_id and b.source = coalesce(p.source, b.source)
+      and b.state <> 'done' and b.given_up_at is null
       and j.status in ('pending', 'processing')) as o
 where j.id = $1
 """

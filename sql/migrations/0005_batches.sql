@@ -82,6 +82,8 @@ begin
             state = 'sent', batch_id = p_batch_id, sent_at = clock_timestamp(),
             expires_at = clock_timestamp() + make_interval(secs => p_expires_seconds)
         where id = p_batch;
+        update fullpass.windows w set sent = sent + 1
+        from fullpass.batch_items i where i.batch = p_batch and w.id = i.window_id;
         return true;
     end if;
     with copy as (
@@ -194,7 +196,9 @@ begin
                   make_interval(secs => p_seconds), (clock_timestamp() - o.created_at) / 50)
           and (o.given_up_at is not null or not exists (
               select from public.processing_jobs j
-              where j.user_id = o.user_id and j.status in ('pending', 'processing')))
+              left join fullpass.passes p on p.job_id = j.id
+              where j.user_id = o.user_id and j.status in ('pending', 'processing')
+                and coalesce(p.source, o.source) = o.source))
         order by o.looked_at nulls first limit p_limit for update skip locked)
     returning b.*;
 end

@@ -56,7 +56,7 @@ async def db(database_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Reco
 async def test_a_kill_at_any_moment_of_a_batch_pays_nothing_twice(
     db: Any, database_url: str, tmp_path: Path, moment: str
 ) -> None:
-    export = planted_export(conversations=12, filler_words=60)
+    export = planted_export(conversations=8, filler_words=60)
     user = uuid.uuid4()
     job = await insert_job(db, export.write(tmp_path / "c.json"), user)
     with AnthropicServer(truth=export.truth) as server:

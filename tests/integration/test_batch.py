@@ -324,7 +324,7 @@ async def test_looks_grow_rarer_with_the_age_of_a_batch(database_url: str) -> No
                 "update fullpass.batches set created_at = now() - make_interval(mins => $1)",
                 minutes,
             )
-            (aged,) = await rows.open_of(batch.user_id)
+            (aged,) = await rows.open_of(batch.user_id, "chatgpt")
             pauses.append(round(batches.pause_seconds([aged])))
         assert pauses == [30, 60, 180, 300]
     finally:
