@@ -12,6 +12,7 @@ import pytest
 
 from daemon.llm.pricing import CHECKED, KNOWN, Models, cost_usd
 from daemon.llm.request import Usage
+from daemon.ops import costs
 from tests.support.anthropic_server import AnthropicServer
 from tests.support.exports import planted_export
 from tests.support.worker_process import work_once
@@ -44,34 +45,38 @@ async def cost_of(db: Any, job: uuid.UUID) -> dict[str, Any]:
     )
     cost = json.loads(row["result"])["cost"]
     assert json.loads(row["import_cost_json"]) == cost
+    # `status JOB` and `run` sum the same receipts by themselves.
+    shown = await costs.cost_of(db, job)
+    assert cost == pytest.approx({name: float(shown[name]) for name in cost})
     return cost
 
 
 async def test_a_ceiling_holds_with_fifty_calls_in_flight_and_what_is_done_is_kept(
     db: Any, database_url: str, tmp_path: Path
 ) -> None:
-    export = planted_export(conversations=60, filler_words=250)
+    export = planted_export(conversations=30, filler_words=100)
     user = uuid.uuid4()
     job = await insert_job(db, export.write(tmp_path / "c.json"), user)
-    ceiling = 0.05  # a third of what the pass costs on this model
+    ceiling = 0.3  # dollars, where each of the thirty calls costs about two cents
     settings: dict[str, Any] = {
         "fact_extraction_concurrency": 50,
-        "extraction_model": "haiku-4.5",
-        "extraction_window_tokens": 2_000,
+        "extraction_window_tokens": 500,
+        "model_capabilities": {"haiku-5.5": {"input_usd": 10, "output_usd": 0.1}},
     }
     with AnthropicServer(truth=export.truth) as server:
-        server.behave(latency_seconds=0.05)
+        server.behave(latency_seconds=0.2)
         tally = await work_once(database_url, server.url, **settings, max_cost_usd_per_job=ceiling)
         assert "MAX_COST_USD_PER_JOB" in tally.failed[job]
         spent = await db.fetchval("select sum(cost_usd) from fullpass.llm_calls")
         assert 0 < spent <= Decimal(str(ceiling))
         read = await db.fetchval("select count(*) from fullpass.chunk_outcomes")
         assert read > 0
+        assert server.record.totals()["most_in_flight"] > 1
         calls = len(server.record.completed())
         assert calls == await db.fetchval("select count(*) from fullpass.llm_calls")
         # A higher ceiling and a retry go on from there, and pay for nothing again.
         assert await db.fetchval("select fullpass.retry($1)", job)
-        tally = await work_once(database_url, server.url, **settings, max_cost_usd_per_job=5.0)
+        tally = await work_once(database_url, server.url, **settings, max_cost_usd_per_job=50.0)
         assert tally.completed == [job]
         assert not server.record.paid_again()
         assert len(server.record.completed()) > calls
@@ -92,7 +97,7 @@ async def test_a_ceiling_that_not_even_one_call_fits_under_pays_nothing(
 async def test_tokens_by_kind_and_what_caching_saved_are_the_servers_own_figures(
     db: Any, database_url: str, tmp_path: Path
 ) -> None:
-    export = planted_export(conversations=30, filler_words=250)
+    export = planted_export(conversations=30)
     job = await insert_job(db, export.write(tmp_path / "c.json"), uuid.uuid4())
     with AnthropicServer(truth=export.truth) as server:
         await work_once(database_url, server.url)
@@ -174,6 +179,24 @@ async def test_a_model_of_unknown_price_works_and_its_price_is_said_to_be_unknow
     assert known["calls_of_unknown_price"] == 0
     tokens = Decimal(known["input_tokens"]) * Decimal("0.2") + known["output_tokens"]
     assert known["cost_usd"] == pytest.approx(float(tokens / 1_000_000))
+
+
+def test_a_screen_tells_what_was_saved_and_is_silent_where_nothing_was() -> None:
+    cost: dict[str, Any] = {
+        "input_tokens": 12_000, "output_tokens": 34, "cache_read_tokens": 0,
+        "cache_write_tokens": 0, "saved_by_cache_usd": 0, "saved_by_batch_usd": 0,
+        "calls_served_by_ledger": 0, "saved_by_ledger_usd": 0,
+    }  # fmt: skip
+    assert costs.savings(cost) == ""
+    assert costs.tokens(cost) == "12,000 tokens in, 34 out"
+    cost |= {
+        "cache_read_tokens": 7_000, "cache_write_tokens": 700, "saved_by_cache_usd": 0.0005,
+        "saved_by_batch_usd": 0.02, "calls_served_by_ledger": 1, "saved_by_ledger_usd": 0.003,
+    }  # fmt: skip
+    assert costs.savings(cost) == (
+        "saved $0.0005 by caching, $0.0200 by batches, $0.0030 by 1 call paid before"
+    )
+    assert costs.tokens(cost).endswith("34 out, 7,000 from cache, 700 to cache")
 
 
 # Prices
