@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
 WARM_UP_CALLS = 5
+INSTRUCTIONS = "Report the facts about the person that the messages state."
+"""Too short to be cached: the loopback server counts cached tokens against the allowance too."""
 
 
 @dataclass(frozen=True)
@@ -128,14 +130,13 @@ class Nobody:
 def request(task: Task, dice: random.Random) -> Request:
     """Make an extraction no other call resembles, with a fact to find."""
     words = ("rain", "window", "paper", "walk", "later", "north", "quiet", "stairs")
-    size = max(200, task.characters - len(prompt("extract").text))
-    text = " ".join(dice.choice(words) for _ in range(size // 6))[: size - 100]
+    text = " ".join(dice.choice(words) for _ in range(task.characters // 6))
     number = dice.randrange(10**9)
     return Request(
         purpose="extract",
         prompt_version=prompt("extract").version,
         model=task.model,
-        system=prompt("extract").text,
+        system=INSTRUCTIONS,
         text=f'<message n="1" role="user" date="2024-03-05">\nI prefer tea from tin {number}. {text}\n</message>',
         schema=EXTRACT_SCHEMA,
         max_tokens=8_192,

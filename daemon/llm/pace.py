@@ -6,8 +6,8 @@ sent now. A small reserve stays in the bucket for what cannot be known yet: what
 account send, and what replies in flight will hold. Since every reply corrects the account, errors
 do not add up, and the whole refill is used without draining the bucket (decision 0090).
 
-Where servers tell of no allowance there is no bucket here, and only the window of `limiter.py`
-holds calls back. Leaves the order of callers to the limiter.
+Where servers tell of no allowance there is no bucket here, and what they refuse teaches a rate
+(`learned.py`). Leaves the order of callers to the limiter.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from daemon.llm.learned import LearnedRate
 from daemon.llm.rate_limits import KINDS, RateLimits
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Pace:
     def __init__(self, *, minute_seconds: float = MINUTE_SECONDS) -> None:
         self._minute_seconds = minute_seconds
         self._buckets: dict[Kind, _Bucket] = {}
+        self._learned = LearnedRate(minute_seconds=minute_seconds)
         self._spent: dict[Kind, float] = dict.fromkeys(KINDS, 0.0)
         self._flying_output = 0.0
         self._tokens_per_character = _TOKENS_PER_CHARACTER
@@ -99,7 +101,7 @@ class Pace:
         """Seconds until such a request may be sent; 0.0 is now."""
         wait = max(0.0, self.paused_until - now)
         if not self._buckets:
-            return wait
+            return max(wait, self._learned.wait_seconds(now))
         for kind, cost in self.cost(characters).items():
             bucket = self._buckets.get(kind)
             if bucket is None:
@@ -115,6 +117,7 @@ class Pace:
         """Take a request's cost from the buckets as it is sent."""
         cost = self.cost(characters)
         sent = Sent(now, characters, cost, dict(self._spent))
+        self._learned.sent(now)
         self._spent["requests"] += cost["requests"]
         self._spent["input_tokens"] += cost["input_tokens"]
         self._flying_output += cost["output_tokens"]
@@ -139,10 +142,13 @@ class Pace:
             self._output_tokens += _WEIGHT_OF_NEWEST * more
         self._settle(sent, took)
         self._told(sent, took, limits, now)
+        self._learned.answered(sent.at, now)
 
     def refused(self, sent: Sent, limits: RateLimits | None, now: float) -> bool:
         """Learn from a 429 or 529; return whether a used-up allowance explains it."""
         self.failed(sent)
+        if limits is None:
+            self._learned.refused(sent.at, now)
         self._told(sent, dict.fromkeys(KINDS, 0.0), limits, now)
         return limits is not None and any(
             (left := limits.of(kind)) is not None

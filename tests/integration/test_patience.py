@@ -179,6 +179,9 @@ async def test_an_outage_of_ten_minutes_is_waited_for_with_no_attempt_used(
         with AnthropicServer(port=port) as again:
             await until(db, "select status = 'complete' from processing_jobs where id = $1", job)
             assert not again.record.paid_again()
+            held = await db.fetchrow("select llm_limit, llm_held_by from fullpass.workers")
+            assert 1 <= held["llm_limit"] <= 3
+            assert held["llm_held_by"] in {"ceiling", "rate", "memory"}
     row = await db.fetchrow("select * from processing_jobs where id = $1", job)
     assert (row["attempts"], row["crashes"], row["error_message"]) == (1, 0, None)
     releases = await db.fetchval(
@@ -309,7 +312,7 @@ async def test_two_workers_of_one_account_share_its_limit_and_draw_hardly_a_429(
     pool = await open_pool(database_url)
     with AnthropicServer() as server:
         server.behave(
-            requests_per_minute=60, minute_seconds=minute,
+            requests_per_minute=24, minute_seconds=minute,
             latency_seconds=minute / 3, latency_sigma=0.4,
         )  # fmt: skip
         clients = [Client(pool, server.url, minute_seconds=minute, account="one") for _ in range(2)]
@@ -320,7 +323,7 @@ async def test_two_workers_of_one_account_share_its_limit_and_draw_hardly_a_429(
             await client.close()
     later = [c for c in server.record.calls if minute <= c.started_at - began < 3 * minute]
     refused = sum(call.status == 429 for call in later)
-    assert refused <= 0.01 * len(later)
+    assert refused <= 1
     assert len(later) > 10
     assert all(0.4 <= share <= 0.7 for share in shares), shares
     await pool.close()

@@ -44,7 +44,13 @@ class Account:
 
 
 def drive(
-    account: Account, paces: list[Pace], *, minutes: int, latency: float, at_once: int
+    account: Account,
+    paces: list[Pace],
+    *,
+    minutes: int,
+    latency: float,
+    at_once: int,
+    told: bool = True,
 ) -> tuple[float, float]:
     """Keep each pace's calls going; return the share of the allowance used and of refusals, both
     after the first minute."""
@@ -70,9 +76,11 @@ def drive(
             _, _, which, sent, allowed, limits = heapq.heappop(landing)
             flying[which] -= 1
             if allowed:
-                paces[which].landed(sent, Usage(TOKENS, 100), limits, now)
+                paces[which].landed(sent, Usage(TOKENS, 100), limits if told else None, now)
             else:
-                paces[which].refused(sent, limits, now)
+                paces[which].refused(sent, limits if told else None, now)
+                if not told:
+                    paces[which].pause(now + 1.0)
     may = min(account.limits["requests"], account.limits["input_tokens"] / TOKENS) * (minutes - 1)
     return served / may, refused / max(1, served + refused)
 
@@ -112,7 +120,33 @@ def test_a_server_that_refills_all_at_once_is_followed_by_its_reset() -> None:
     assert pace.wait_seconds(CHARACTERS, 12.5) == 0.0
 
 
-def test_without_a_told_allowance_nothing_is_paced() -> None:
+@pytest.mark.parametrize("latency", [0.5, 5.0])
+@pytest.mark.parametrize(("requests", "share_refused"), [(60, 0.05), (300, 0.01)])
+def test_a_server_that_tells_nothing_is_learned_from_its_refusals(
+    requests: int, share_refused: float, latency: float
+) -> None:
+    account = Account(requests=requests, input_tokens=10_000_000, burst=1.0)
+    used, refused = drive(account, [Pace()], minutes=15, latency=latency, at_once=30, told=False)
+    assert used >= 0.95
+    assert refused <= share_refused
+
+
+def test_a_few_refusals_by_chance_do_not_starve_an_account() -> None:
+    dice = random.Random(5)
+    pace = Pace()
+    answered = now = 0.0
+    while now < 1_800:
+        now += max(0.2, pace.wait_seconds(CHARACTERS, now))
+        sent = pace.sent(CHARACTERS, now)
+        if dice.random() < 0.005:
+            pace.refused(sent, None, now)
+        else:
+            pace.landed(sent, Usage(TOKENS, 100), None, now)
+            answered += now > 900
+    assert answered / 900 >= 0.6 * 5  # of five a second that it would make
+
+
+def test_without_a_refusal_nothing_is_paced() -> None:
     pace = Pace()
     for n in range(1_000):
         pace.landed(pace.sent(CHARACTERS, n / 1000), None, None, n / 1000)
