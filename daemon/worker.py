@@ -24,12 +24,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import psutil
 
 from daemon import __version__
-from daemon.database import database_errors, is_transaction_pooler, open_pool
+from daemon.database import is_transaction_pooler, open_pool
 from daemon.errors import OutOfReach, Systemic
 from daemon.fullpass.chunks import tiers_for
 from daemon.fullpass.context import Pass
+from daemon.fullpass.outcomes import read_reply
 from daemon.fullpass.steps import full_pass
 from daemon.fullpass.tiers import accepted_tiers
+from daemon.llm.batches import batches_of
 from daemon.llm.caller import Caller
 from daemon.llm.ledger import Ledger
 from daemon.llm.limiter import CallLimiter
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 
     from daemon.database import Pool
     from daemon.fullpass.chunks import Tier
+    from daemon.llm.batches import Batches
     from daemon.llm.patience import Patience
     from daemon.queue.jobs import Job
     from daemon.settings import Settings
@@ -83,6 +86,7 @@ class _Serving:
     caller: Caller
     tiers: tuple[Tier, ...]
     medium: str
+    batches: Batches | None
 
 
 class Worker:
@@ -188,6 +192,7 @@ class Worker:
             ),
             tiers=tiers_for(settings, accepted),
             medium=accepted["medium"],
+            batches=batches_of(self._provider, pool, settings, read=read_reply),
         )
         # Should the loop be blocked then, the heartbeat's thread ends what it cannot.
         self._shutdown.at_once = lambda now: heartbeat.drain_by(
@@ -196,7 +201,9 @@ class Worker:
         sharing = Sharing(
             pool, self._limiter, worker_id=self.worker_id, account=account_of(settings)
         )
-        drain_watch = asyncio.create_task(self._wake_on_drain(serving.wakeup))
+        beside = [asyncio.create_task(self._wake_on_drain(serving.wakeup))]
+        if serving.batches is not None:
+            beside.append(asyncio.create_task(serving.batches.keep_tending()))
         heartbeat.start()
         _log.info(
             "worker.started", worker_id=self.worker_id, version=__version__,
@@ -207,7 +214,8 @@ class Worker:
             await self._serve(serving, once=once)
             await self._drain()
         finally:
-            drain_watch.cancel()
+            for task in beside:
+                task.cancel()
             await sharing.close()
             await asyncio.to_thread(heartbeat.stop)
             await serving.wakeup.close()
@@ -275,8 +283,9 @@ class Worker:
             lease_seconds=settings.lease_seconds, sent_at=sent_at,
         )  # fmt: skip
         work = Pass(
-            job, lease, serving.pool, settings, serving.caller, serving.tiers, serving.medium
-        )
+            job, lease, serving.pool, settings, serving.caller, serving.tiers, serving.medium,
+            batches=serving.batches,
+        )  # fmt: skip
         serving.heartbeat.add(lease, patience_seconds=lambda: patience_seconds(work.step, settings))
         task = asyncio.create_task(self._run_job(work, serving.endings), name=f"job {job.id}")
         self._running[task] = lease
@@ -310,7 +319,7 @@ class Worker:
 
     async def _claim(self, pool: Pool, room: int) -> list[Job]:
         settings = self._settings
-        if self._only is not None and (self._running or self._only in self.tally.completed):
+        if self._only and (self._running or self.tally.done_with(self._only)):
             return []
         return await jobs.claim_many(
             pool,
@@ -327,16 +336,7 @@ class Worker:
         """With `once`: seconds to wait for a job due soon, or None when there is none."""
         if self._only is not None:
             return None
-        with database_errors():
-            seconds: float | None = await pool.fetchval(
-                """
-                select extract(epoch from min(
-                    case status when 'pending' then run_at else lease_expires_at end
-                ) - clock_timestamp())::float8
-                from public.processing_jobs
-                where status = 'pending' or (status = 'processing' and lease_epoch > 0)
-                """
-            )
+        seconds = await jobs.seconds_to_next(pool)
         if seconds is None or seconds > _NEAR_RETRY_SECONDS:
             return None
         return max(0.1, min(seconds + 0.05, self._settings.poll_interval_seconds))

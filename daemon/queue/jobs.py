@@ -142,6 +142,22 @@ async def release(
     return cast("Literal['released', 'cancelled', 'failed']", outcome)
 
 
+async def await_batches(
+    pool: Pool, job: Job, *, seconds: float, reason: str, stage: str
+) -> Literal["released", "cancelled"]:
+    """Give the job back with its attempt until its batches are looked at. Raises LeaseLost."""
+    with database_errors():
+        outcome = await pool.fetchval(
+            "select fullpass.await_batches($1, $2, $3, $4, $5)",
+            job.id,
+            job.lease_epoch,
+            seconds,
+            reason,
+            stage,
+        )
+    return cast("Literal['released', 'cancelled']", outcome)
+
+
 async def yield_cancelled(pool: Pool, job: Job) -> None:
     """End the job as cancelled, as was asked. Raises LeaseLost."""
     with database_errors():
@@ -163,3 +179,18 @@ async def enqueue(
             "select fullpass.enqueue($1, $2, p_file_type => $3)", user_id, storage_path, file_type
         )
     return cast("UUID", job_id)
+
+
+async def seconds_to_next(pool: Pool) -> float | None:
+    """Return when the next job is due or a lease runs out; None when there is neither."""
+    with database_errors():
+        seconds: float | None = await pool.fetchval(
+            """
+            select extract(epoch from min(
+                case status when 'pending' then run_at else lease_expires_at end
+            ) - clock_timestamp())::float8
+            from public.processing_jobs
+            where status = 'pending' or (status = 'processing' and lease_epoch > 0)
+            """
+        )
+    return seconds

@@ -956,6 +956,8 @@ begin
     where user_id = p_user_id and status = 'processing';
     insert into fullpass.erasures (user_id) values (p_user_id)
     on conflict (user_id) do update set erased_at = clock_timestamp();
+    v_counts := v_counts || jsonb_build_object(
+        'batch_requests_blinded', fullpass.forget_batches(p_user_id));
     delete from fullpass.staged_chunks
     where job_id in (select id from public.processing_jobs where user_id = p_user_id);
     delete from public.conversation_chunks where user_id = p_user_id;
