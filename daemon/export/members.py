@@ -95,7 +95,7 @@ class MemberScanner:
             return self._scalar(_STRING if first == ord('"') else _WORD)
         brackets = BRACES if first == ord("{") else ALL
         at, depth, in_string = self._at, 0, False
-        block_bytes = _FIRST_BLOCK_BYTES  # most messages are short: what lies behind is not for this one
+        block_bytes = _FIRST_BLOCK_BYTES  # most messages are short
         while True:
             block = block_at(self._window, at, block_bytes)
             block_bytes = min(2 * block_bytes, _BLOCK_BYTES)
