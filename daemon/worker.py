@@ -310,9 +310,9 @@ class Worker:
         places = self._settings.max_concurrent_jobs - len(self._running)
         if places <= 0 or self._draining.is_set() or time.monotonic() < self._paused_until:
             return 0
-        if time.monotonic() >= self._gauge_read_at + _REREAD_SECONDS:
-            self._gauge = read_gauge(memory_limit_mb=self._settings.memory_limit_mb)
-            self._gauge_read_at = time.monotonic()
+        # An idle worker's memory stands still: what the last beat read will do, and is quicker.
+        if self._running and time.monotonic() >= self._gauge_read_at + _REREAD_SECONDS:
+            self._read_gauge()
         # One job runs in whatever memory there is; more need room.
         least = 0 if self._running else 1
         return min(places, max(least, self._gauge.available_bytes // _ROOM_FOR_A_JOB_BYTES))
@@ -404,8 +404,12 @@ class Worker:
 
     # -- vitals ----------------------------------------------------------------------------------
 
-    def _allowed_calls(self, largest_exchange_bytes: int) -> int:
+    def _read_gauge(self) -> None:
         self._gauge = read_gauge(memory_limit_mb=self._settings.memory_limit_mb)
+        self._gauge_read_at = time.monotonic()
+
+    def _allowed_calls(self, largest_exchange_bytes: int) -> int:
+        self._read_gauge()
         return allowed_calls(
             self._gauge,
             ceiling=self._settings.fact_extraction_concurrency,
@@ -414,6 +418,7 @@ class Worker:
 
     def _vitals(self) -> dict[str, Any]:
         """Read on the heartbeat's thread: plain attributes only."""
+        self._read_gauge()
         return {
             "version": __version__,
             "rss_bytes": self._process.memory_info().rss,
