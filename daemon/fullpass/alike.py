@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import combinations
 from math import fsum, log
 from typing import TYPE_CHECKING
 
 from daemon.fullpass.meaning import may_be_same
-from daemon.fullpass.wording import NOT
+from daemon.fullpass.tokenise import NOT, unspaced
+from daemon.fullpass.wording import fold_slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,12 +28,14 @@ if TYPE_CHECKING:
 _BUCKET = 24
 """A word that more sayings hold says too little; it counts in pairs with another."""
 _RAREST = 5
-_PARTNERS = 4
+_PARTNERS = 6
 """Questions whether one saying repeats another."""
-_LEAST_ALIKE = 0.2
+_LEAST_ALIKE = 0.15
+_CHANGED_PARTNERS = 3
 _LEAST_CHANGED = 0.4
 _MOST_COMPARED = 120_000
 _KEYS_A_PART = 60_000
+_STEM = 4
 
 
 def alike(known: Sayings, *, most: int) -> list[tuple[Saying, Saying]]:
@@ -42,6 +46,7 @@ def alike(known: Sayings, *, most: int) -> list[tuple[Saying, Saying]]:
         for key in _keys(saying, seen):
             keys.append(key)
             owners.append(saying.number)
+    seen["@"] = sum(n for stem, n in seen.items() if stem[0] == "@")
     weight = _Weights(seen, len(known.all) + 1)
     scored: list[tuple[float, int, int]] = []
     compared: set[int] = set()
@@ -68,7 +73,7 @@ def alike(known: Sayings, *, most: int) -> list[tuple[Saying, Saying]]:
         # Another number or day can be no rewording, but a newer state it can.
         if same or score >= _LEAST_CHANGED:
             places = [(same, first), (same, second)]
-            if max(asked[place] for place in places) < (_PARTNERS if same else 1):
+            if max(asked[place] for place in places) < (_PARTNERS if same else _CHANGED_PARTNERS):
                 asked.update(places)
                 pairs[same].append((a, b))
     return [*pairs[True], *pairs[False]][:most]
@@ -93,7 +98,29 @@ def _buckets(keys: array[int], owners: array[int]) -> Iterator[list[int]]:
 
 
 def _telling(saying: Saying) -> Iterator[str]:
-    return (w for w in saying.reading.words if w not in {NOT, ">"})
+    """Yield what tells of its matter: stems, so that an ending or a slip of the pen is no matter."""
+    for word in saying.reading.words:
+        if word not in {NOT, ">"}:
+            yield from _stems(word, _STEM - (saying.reading.language not in _FEW_ENDINGS))
+
+
+@lru_cache(maxsize=50_000)
+def _stems(word: str, size: int) -> tuple[str, ...]:
+    if unspaced(word):
+        return (word, *(sign for sign in word if sign >= "\u3400"))
+    if word.isalpha():
+        told = word.translate(_LATIN)  # Катя is Katya
+        return (told if len(told) <= size else told[:size] if len(told) < 2 * _STEM else told[:5],)
+    return (word,)
+
+
+_FEW_ENDINGS = frozenset({"en", "de", "fr", "es", "pt", "it", "nl"})
+_LATIN = {
+    **dict(zip(map(ord, "абвгдезийклмнопрстуфыэіґ"), "abvgdeziyklmnoprstufyeig", strict=True)),
+    **{ord(c): latin for c, latin in (
+        ("ж", "zh"), ("х", "kh"), ("ц", "ts"), ("ч", "ch"), ("ш", "sh"), ("щ", "shch"), ("ъ", ""),
+        ("ь", ""), ("ю", "yu"), ("я", "ya"), ("ї", "yi"), ("є", "ye"))},
+}  # fmt: skip
 
 
 def _keys(saying: Saying, seen: Counter[str]) -> Iterator[int]:
@@ -105,7 +132,7 @@ def _keys(saying: Saying, seen: Counter[str]) -> Iterator[int]:
     for pair in combinations(common, 2):
         yield _key(" ".join(pair))
     if saying.slot:
-        yield _key(f"slot {saying.slot.casefold()}")
+        yield _key(f"slot {fold_slot(saying.slot)}")
 
 
 def _key(text: str) -> int:
@@ -114,12 +141,17 @@ def _key(text: str) -> int:
 
 def _likeness(a: Saying, b: Saying, weight: _Weights) -> float:
     """Weighted Jaccard similarity: rare words tell more than common ones."""
-    first, second = set(_telling(a)), set(_telling(b))
+    first, second = _opened(a), _opened(b)
     # fsum: the order in which a set is walked must not decide which of two pairs is asked about.
     shared = fsum(map(weight.__getitem__, first & second))
     everything = fsum(map(weight.__getitem__, first | second))
-    same_slot = 0.2 if a.slot and a.slot.casefold() == b.slot.casefold() else 0.0
+    same_slot = 0.2 if a.slot and fold_slot(a.slot) == fold_slot(b.slot) else 0.0
     return shared / everything + same_slot if everything else 0.0
+
+
+def _opened(saying: Saying) -> set[str]:
+    """Return what tells of its matter with days left open: a plan may have moved."""
+    return {"@" if stem[0] == "@" else stem for stem in _telling(saying)}
 
 
 class _Weights(dict[str, float]):
@@ -131,5 +163,5 @@ class _Weights(dict[str, float]):
         self._total = total
 
     def __missing__(self, word: str) -> float:
-        weight = self[word] = log(self._total / self._seen[word]) + 0.1
+        weight = self[word] = log(self._total / max(1, self._seen[word])) + 0.1
         return weight

@@ -74,12 +74,25 @@ async def _read_all(work: Pass) -> Sayings:
     while True:
         rows = await work.fetch(
             """
-            select id, source, category, slot, statement, confidence,
-                   conversation_id || '/' || coalesce(message_id, '') as place,
-                   extract(epoch from observed_at)::float8 as observed, valid_from
-            from fullpass.extracted_facts
-            where user_id = $1 and rejected is null and id > $2
-            order by id limit $3
+            with page as (
+                select * from fullpass.extracted_facts
+                where user_id = $1 and rejected is null and id > $2
+                order by id limit $3
+            ), messages as (
+                -- Of messages written in the same second, the later in its conversation counts.
+                select c.source, c.content_hash, m.message_id,
+                       min(c.chunk_index * 1000000 + m.ordinal) as position
+                from public.conversation_chunks c
+                join fullpass.chunk_messages m on m.chunk_id = c.id
+                where c.user_id = $1 and c.conversation_id in (select conversation_id from page)
+                group by 1, 2, 3
+            )
+            select p.id, p.source, p.category, p.slot, p.statement, p.confidence,
+                   p.conversation_id || '/' || coalesce(p.message_id, '') as place,
+                   coalesce(m.position, 0)::int8 as position,
+                   extract(epoch from p.observed_at)::float8 as observed, p.valid_from
+            from page p left join messages m using (source, content_hash, message_id)
+            order by p.id
             """,
             work.job.user_id, after, _PAGE,
         )  # fmt: skip
@@ -93,6 +106,7 @@ async def _read_all(work: Pass) -> Sayings:
                     statement=r["statement"],
                     confidence=r["confidence"],
                     place=r["place"],
+                    position=r["position"],
                     observed=-inf if r["observed"] is None else r["observed"],
                     valid_from=r["valid_from"].toordinal() if r["valid_from"] else 0,
                 )
@@ -111,10 +125,12 @@ async def _ask(work: Pass, known: Sayings, counts: Counter[str]) -> dict[tuple[i
 
     What it calls the same is united here, where the guards allow it.
     """
-    pairs = [_in_time(a, b) for a, b in alike(known, most=MOST_QUESTIONS)]
     meanings = [Meaning(sayings) for sayings in known.meanings()]
-    doubts = succeed(known, meanings, {}).doubts
-    pairs += [(older.newest, newer.newest) for older, newer, _ in doubts]
+    doubts = [(a.newest, b.newest) for a, b, _ in succeed(known, meanings, {}).doubts]
+    pairs = [_in_time(a, b) for a, b in alike(known, most=MOST_QUESTIONS)]
+    # Doubts first: there, silence would leave a guess standing.
+    some = MOST_QUESTIONS // 2
+    pairs = [*doubts[:some], *pairs, *doubts[some:]]
     distinct = list(dict.fromkeys((a.number, b.number) for a, b in pairs))
     counts["pairs_unasked"] += max(0, len(distinct) - MOST_QUESTIONS)
     distinct = distinct[:MOST_QUESTIONS]
