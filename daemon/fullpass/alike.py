@@ -30,10 +30,12 @@ _BUCKET = 24
 _RAREST = 5
 _PARTNERS = 6
 """Questions whether one saying repeats another."""
-_LEAST_ALIKE = 0.15
+_LEAST_ALIKE = 0.12
 _CHANGED_PARTNERS = 3
 _LEAST_CHANGED = 0.4
 _MOST_COMPARED = 120_000
+_TRANSLATIONS = 4
+"""Questions whether one saying is a translation of another."""
 _KEYS_A_PART = 60_000
 _STEM = 4
 
@@ -79,6 +81,43 @@ def alike(known: Sayings, *, most: int) -> list[tuple[Saying, Saying]]:
     return [*pairs[True], *pairs[False]][:most]
 
 
+def abroad(known: Sayings, *, most: int) -> list[tuple[Saying, Saying]]:
+    """Return at most `most` pairs of one category in two languages that share no word to meet by.
+
+    Each saying is paired with the few of a language used more that look most like its translation:
+    the same slot, predicate, numbers or days.
+    """
+    used = Counter(saying.reading.language for saying in known.all)
+    rank = {name: place for place, (name, _) in enumerate(used.most_common())}
+    hosts: dict[str, list[Saying]] = {}
+    pairs: list[tuple[Saying, Saying]] = []
+    compared = 0
+    for saying in sorted(known.all, key=lambda s: (rank[s.reading.language], s.number)):
+        others = hosts.setdefault(saying.category, [])
+        compared += len(others)
+        if compared > _MOST_COMPARED or len(pairs) >= most:
+            break
+        scored = [
+            (_translated(saying, other), other.number)
+            for other in others
+            if other.reading.language != saying.reading.language
+            and known.meaning_of(saying) != known.meaning_of(other)
+            and saying.reading.negated == other.reading.negated
+            and may_be_same(saying.reading, other.reading)
+        ]
+        scored.sort(key=lambda s: (-s[0], s[1]))
+        pairs += [(saying, known.all[n]) for score, n in scored[:_TRANSLATIONS] if score]
+        others.append(saying)
+    return pairs[:most]
+
+
+def _translated(a: Saying, b: Saying) -> int:
+    """Score how much two sayings of two languages look like one."""
+    shared = set(a.reading.words) & set(b.reading.words)
+    same_slot = bool(a.slot) and fold_slot(a.slot) == fold_slot(b.slot)
+    return 4 * same_slot + 2 * len(shared) + (bool(a.slot) and bool(b.slot))
+
+
 def _best(scored: list[tuple[float, int, int]], most: int) -> list[tuple[float, int, int]]:
     # Sayings are numbered by what they say, so a tie is broken by content too.
     return sorted(scored, key=lambda s: (-s[0], s[1], s[2]))[:most]
@@ -109,8 +148,9 @@ def _stems(word: str, size: int) -> tuple[str, ...]:
     if unspaced(word):
         return (word, *(sign for sign in word if sign >= "\u3400"))
     if word.isalpha():
-        told = word.translate(_LATIN)  # Катя is Katya
-        return (told if len(told) <= size else told[:size] if len(told) < 2 * _STEM else told[:5],)
+        stem = word if len(word) < 2 * _STEM else word[: _STEM + 1]
+        latin = word.translate(_LATIN)  # Катя is Katya
+        return (stem[:size],) if latin == word else (stem[:size], latin[:_STEM])
     return (word,)
 
 

@@ -18,7 +18,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
-from daemon.fullpass.alike import alike
+from daemon.fullpass.alike import abroad, alike
 from daemon.fullpass.context import report_progress
 from daemon.fullpass.judge import judge
 from daemon.fullpass.meaning import may_be_same
@@ -130,7 +130,8 @@ async def _ask(work: Pass, known: Sayings, counts: Counter[str]) -> dict[tuple[i
     pairs = [_in_time(a, b) for a, b in alike(known, most=MOST_QUESTIONS)]
     # Doubts first: there, silence would leave a guess standing.
     some = MOST_QUESTIONS // 2
-    pairs = [*doubts[:some], *pairs, *doubts[some:]]
+    translated = [_in_time(a, b) for a, b in abroad(known, most=MOST_QUESTIONS // 4)]
+    pairs = [*doubts[:some], *pairs, *doubts[some:], *translated]
     distinct = list(dict.fromkeys((a.number, b.number) for a, b in pairs))
     counts["pairs_unasked"] += max(0, len(distinct) - MOST_QUESTIONS)
     distinct = distinct[:MOST_QUESTIONS]
