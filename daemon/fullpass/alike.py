@@ -166,7 +166,7 @@ _LATIN = {
 def _keys(saying: Saying, seen: Counter[str]) -> Iterator[int]:
     words = sorted(set(_telling(saying)), key=lambda w: (seen[w], w))
     for word in words:
-        if 1 < seen[word] <= _BUCKET and word[0] != "~":
+        if 1 < seen[word] <= _BUCKET:
             yield _key(word)
     common = [w for w in words if seen[w] > _BUCKET or w[0] == "~"][:_RAREST]
     for pair in combinations(common, 2):

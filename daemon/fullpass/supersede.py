@@ -266,6 +266,8 @@ def _answered(older: Saying, newer: Saying) -> tuple[bool, bool]:
     ):
         return False, False  # one only says more than the other
     shared = {w for w in old.words if w[0] == "~"} & {w for w in new.words if w[0] == "~"}
+    if holds_many(older.slot):
+        return False, False
     if new.negated and not old.negated and not set(new.claim) <= set(old.claim):
         return not shared, False  # "no longer works at" what may be another employer
     single = [w for w in shared if is_predicate(w, "single")]
@@ -276,8 +278,6 @@ def _answered(older: Saying, newer: Saying) -> tuple[bool, bool]:
     if any(is_predicate(w, "many") for w in shared) and old.negated == new.negated:
         # Two tastes stand side by side; two views of the one thing that the slot names may not.
         return bool(set(fold_slot(older.slot).split()) & set(old.claim) & set(new.claim)), False
-    if holds_many(older.slot):
-        return False, False
     if len(older.slot.split()) < 2 and old.values and new.values and _apart(old, new):
         return False, False  # "deadline" of the one thing and of the other
     return True, bool(shared - {"~has"}) or overlap(old.claim, new.claim) >= _ALIKE
