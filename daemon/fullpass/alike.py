@@ -12,7 +12,7 @@ from array import array
 from collections import Counter
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import combinations
+from itertools import chain, combinations
 from math import fsum, log
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from daemon.fullpass.tokenise import NOT, unspaced
 from daemon.fullpass.wording import fold_slot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from daemon.fullpass.sayings import Saying, Sayings
 
@@ -42,10 +42,11 @@ _STEM = 4
 
 def alike(known: Sayings, *, most: int) -> list[tuple[Saying, Saying]]:
     """Return at most `most` pairs worth a question, the most alike first."""
-    seen = Counter(w for saying in known.all for w in set(_telling(saying)))
+    telling = [tuple(dict.fromkeys(_telling(saying))) for saying in known.all]
+    seen = Counter(chain.from_iterable(telling))
     keys, owners = array("Q"), array("I")
-    for saying in known.all:
-        for key in _keys(saying, seen):
+    for saying, stems in zip(known.all, telling, strict=True):
+        for key in _keys(saying, stems, seen):
             keys.append(key)
             owners.append(saying.number)
     seen["@"] = sum(n for stem, n in seen.items() if stem[0] == "@")
@@ -62,7 +63,7 @@ def alike(known: Sayings, *, most: int) -> list[tuple[Saying, Saying]]:
             compared.add(pair)
             a, b = known.all[first], known.all[second]
             if known.meaning_of(a) != known.meaning_of(b):
-                score = _likeness(a, b, weight)
+                score = _likeness(a, b, telling[first], telling[second], weight)
                 if score >= _LEAST_ALIKE and a.reading.frame != b.reading.frame:
                     scored.append((score, first, second))
         if len(scored) > 20 * most:
@@ -163,8 +164,8 @@ _LATIN = {
 }  # fmt: skip
 
 
-def _keys(saying: Saying, seen: Counter[str]) -> Iterator[int]:
-    words = sorted(set(_telling(saying)), key=lambda w: (seen[w], w))
+def _keys(saying: Saying, stems: Iterable[str], seen: Counter[str]) -> Iterator[int]:
+    words = sorted(stems, key=lambda w: (seen[w], w))
     for word in words:
         if 1 < seen[word] <= _BUCKET:
             yield _key(word)
@@ -179,9 +180,11 @@ def _key(text: str) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
-def _likeness(a: Saying, b: Saying, weight: _Weights) -> float:
+def _likeness(
+    a: Saying, b: Saying, ones: Iterable[str], others: Iterable[str], weight: _Weights
+) -> float:
     """Weighted Jaccard similarity: rare words tell more than common ones."""
-    first, second = _opened(a), _opened(b)
+    first, second = _opened(ones), _opened(others)
     # fsum: the order in which a set is walked must not decide which of two pairs is asked about.
     shared = fsum(map(weight.__getitem__, first & second))
     everything = fsum(map(weight.__getitem__, first | second))
@@ -189,9 +192,9 @@ def _likeness(a: Saying, b: Saying, weight: _Weights) -> float:
     return shared / everything + same_slot if everything else 0.0
 
 
-def _opened(saying: Saying) -> set[str]:
-    """Return what tells of its matter with days left open: a plan may have moved."""
-    return {"@" if stem[0] == "@" else stem for stem in _telling(saying)}
+def _opened(stems: Iterable[str]) -> set[str]:
+    """Return what tells of a matter with days left open: a plan may have moved."""
+    return {"@" if stem[0] == "@" else stem for stem in stems}
 
 
 class _Weights(dict[str, float]):

@@ -45,12 +45,15 @@ _OPTIONAL = dict.fromkeys((*range(0x591, 0x5C8), *range(0x64B, 0x653), 0x640, 0x
 _SAME = {ord("’"): "'", ord("ʼ"): "'", ord("ı"): "i", ord("ё"): "е"}  # noqa: RUF001
 
 # Days in figures: 2025-03-03, 3.3.2025, 2025年3月3日, 3월 3일. 3/4/2025 can be read in two ways.
-_DAYS = (
-    re.compile(r"\b(?P<y>\d{4})-(?P<m>\d\d)-(?P<d>\d\d)\b"),
-    re.compile(r"\b(?P<d>\d{1,2})\.(?P<m>\d{1,2})\.(?P<y>\d{4})\b"),
-    re.compile(r"(?:(?P<y>\d{4})\s?[年년]\s?)?(?P<m>\d{1,2})\s?[月월]\s?(?P<d>\d{1,2})\s?[日号號일]"),
-    re.compile(r"(?:(?P<y>\d{4})\s?[年년]\s?)?(?<!\d)(?P<m>1[0-2]|[1-9])\s?[月월](?!\s?\d)(?P<d>)"),
-)
+_YEAR = r"(?:(?P<y>\d{4})\s?[年년]\s?)?(?<!\d)"
+_DAYS = tuple((sign, re.compile(pattern)) for sign, pattern in (
+    ("-", r"\b(?P<y>\d{4})-(?P<m>\d\d)-(?P<d>\d\d)\b"),
+    (".", r"\b(?P<d>\d{1,2})\.(?P<m>\d{1,2})\.(?P<y>\d{4})\b"),
+    ("月", _YEAR + r"(?P<m>\d{1,2})\s?月\s?(?P<d>\d{1,2})\s?[日号號]"),
+    ("月", _YEAR + r"(?P<m>1[0-2]|[1-9])\s?月(?!\s?\d)(?P<d>)"),
+    ("월", _YEAR + r"(?P<m>\d{1,2})\s?월\s?(?P<d>\d{1,2})\s?일"),
+    ("월", _YEAR + r"(?P<m>1[0-2]|[1-9])\s?월(?!\s?\d)(?P<d>)"),
+))  # fmt: skip
 
 # Scripts written without spaces: their runs are read as pairs of characters.
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
@@ -76,6 +79,8 @@ _UNITS = {
 
 def fold_case(text: str) -> str:
     """Fold case, compatibility forms and what a script may leave out."""
+    if text.isascii():
+        return text.lower()
     folded = unicodedata.normalize("NFKC", text).casefold().replace("i\u0307", "i")
     return folded.translate(_SAME).translate(_OPTIONAL)
 
@@ -83,13 +88,14 @@ def fold_case(text: str) -> str:
 def tokens(statement: str) -> list[str]:
     """Cut a statement as the person wrote it; words are folded, numbers are "#" and their value."""
     text = _CAPITAL.sub(lambda c: f"{c[1]}{_ALONE}", statement)
-    text = unicodedata.normalize("NFKC", text)
-    text = _HAN_NUMBER.sub(lambda n: _han_number(n[0]), text)
-    for pattern in _DAYS:
-        text = pattern.sub(_day_in_figures, text)
-    found = words(text)
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+        text = _HAN_NUMBER.sub(lambda n: _han_number(n[0]), text)
+    for sign, pattern in _DAYS:
+        if sign in text:
+            text = pattern.sub(_day_in_figures, text)
     read: list[str] = []
-    for word in found:
+    for word in words(text):
         if is_number(word):
             read.append(f"#{_value(word)}")
         elif word in _UNITS and read and read[-1][0] == "#" and read[-1][1:].isascii():
