@@ -43,9 +43,7 @@ def may_be_same(a: Reading, b: Reading) -> bool:
     if "de" in {a.language, b.language}:
         return True  # every noun is written like a name there
     return not any(
-        latin(one) == latin(other)
-        for one in _unknown_names(a, b)
-        for other in _unknown_names(b, a)
+        latin(one) == latin(other) for one in _unknown_names(a, b) for other in _unknown_names(b, a)
     )
 
 

@@ -187,4 +187,3 @@ def _quantity(value: str, unit: str) -> str:
     except ValueError:  # 10:30 m
         return f"#{value}{unit}"
     return f"#{amount:.12g}{base}"
-
