@@ -201,8 +201,8 @@ def _evidence(fact: Fact) -> str:
     newest = pieces[-_MOST_QUOTES:][::-1]
     quotes = "".join(
         f"<li><q>{_said(' '.join(str(e.get('quote', '')).split()))}</q> "
-        f"<small>{_day(e.get('at'))}, conversation {_said(e.get('conversation_id'))}, message {_said(e.get('message_id'))}"
-        "</small></li>"
+        f"<small>{_day(e.get('at'))}, conversation {_said(e.get('conversation_id'))}, "
+        f"message {_said(e.get('message_id'))}</small></li>"
         for e in newest
     )
     quotes += _more(len(pieces) - len(newest), "quotes", "li")
@@ -299,7 +299,8 @@ def _cost(cost: dict[str, Any]) -> str:
     )
     return (
         "<table><caption>Calls that this pass paid for.</caption><thead><tr>"
-        '<th scope="col">For</th><th scope="col">Calls</th><th scope="col">Tokens in</th><th scope="col">Tokens out</th>'
+        '<th scope="col">For</th><th scope="col">Calls</th>'
+        '<th scope="col">Tokens in</th><th scope="col">Tokens out</th>'
         f'<th scope="col">Price</th></tr></thead><tbody>{rows}</tbody></table>'
     )
 

@@ -61,9 +61,8 @@ async def _write_page(url: str, file: Path, *, job: UUID | None, user: UUID | No
         started, ended = account["started_at"], account["completed_at"]
         seconds = 0.0
         if started and ended:
-            seconds = (
-                datetime.fromisoformat(ended) - datetime.fromisoformat(started)
-            ).total_seconds()
+            took = datetime.fromisoformat(ended) - datetime.fromisoformat(started)
+            seconds = took.total_seconds()
         results = await results_of(connection, UUID(account["id"]), seconds=seconds)
     results_page(results, file)
 

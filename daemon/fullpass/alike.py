@@ -138,7 +138,7 @@ def _buckets(keys: array[int], owners: array[int]) -> Iterator[list[int]]:
 
 
 def _telling(saying: Saying) -> Iterator[str]:
-    """Yield what tells of its matter: stems, so that an ending or a slip of the pen is no matter."""
+    """Yield what tells of its matter: stems, so that endings and slips of the pen are no matter."""
     for word in saying.reading.words:
         if word not in {NOT, ">"}:
             yield from _stems(word, _STEM - (saying.reading.language not in _FEW_ENDINGS))
@@ -159,7 +159,7 @@ _FEW_ENDINGS = frozenset({"en", "de", "fr", "es", "pt", "it", "nl"})
 _LATIN = {
     **dict(zip(map(ord, "абвгдезийклмнопрстуфыэіґ"), "abvgdeziyklmnoprstufyeig", strict=True)),
     **{ord(c): latin for c, latin in (
-        ("ж", "zh"), ("х", "kh"), ("ц", "ts"), ("ч", "ch"), ("ш", "sh"), ("щ", "shch"), ("ъ", ""),
+        ("ж", "zh"), ("\u0445", "kh"), ("ц", "ts"), ("ч", "ch"), ("ш", "sh"), ("щ", "shch"), ("ъ", ""),
         ("ь", ""), ("ю", "yu"), ("я", "ya"), ("ї", "yi"), ("є", "ye"))},
 }  # fmt: skip
 

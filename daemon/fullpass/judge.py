@@ -60,8 +60,8 @@ Pair = tuple[str, str]
 async def judge(work: Pass, pairs: Sequence[Pair], counts: Counter[str]) -> dict[Pair, Relation]:
     """Return what a model says of each pair; pairs it is silent about are missing.
 
-    `pairs` come most telling first. The first of them, and all of which the answer would change facts
-    (same, replaces), are put a second time in other company and, if the two answers differ, a
+    `pairs` come most telling first. The first of them, and all of which the answer would change
+    facts (same, replaces), are put a second time in other company and, if the two answers differ, a
     third: two must agree. A slip seldom comes twice.
     """
     first = await _asked(work, list(batched(pairs)), counts, ask=0)

@@ -13,7 +13,8 @@ from collections import Counter
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from daemon.fullpass.wording import NOT, sides
+from daemon.fullpass.tokenise import NOT
+from daemon.fullpass.wording import sides
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

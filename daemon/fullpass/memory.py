@@ -20,8 +20,9 @@ from daemon.fullpass.facts import ReadItems, fold, one_line, read_items
 from daemon.fullpass.meaning import says_only
 from daemon.fullpass.prompts import prompt
 from daemon.fullpass.reduce import by_rank, fact_lines, numbered
+from daemon.fullpass.tokenise import NOT
 from daemon.fullpass.tokens import estimate_tokens
-from daemon.fullpass.wording import NOT, is_filler, read
+from daemon.fullpass.wording import is_filler, read
 from daemon.llm.request import Reply, Request
 from daemon.logs import get_logger
 

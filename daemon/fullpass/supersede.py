@@ -11,10 +11,10 @@ message, answers the same question and both cannot hold:
    answers at a time), or slots that name a kind of thing ("hobbies"), or facts about different
    people or projects, or a denial of something else ("no longer works at" an earlier employer).
 
-"Later" goes by when it was said; in one conversation then by the order of its messages, else by the
-day it is about. What has no date is older than all that has one, and among the undated of several
-conversations none replaces another. `doubts` are the pairs of which rules 2 to 4 only guess; a model
-may settle them.
+"Later" goes by when it was said; in one conversation then by the order of its messages, else by
+the day it is about. What has no date is older than all that has one, and among the undated of
+several conversations none replaces another. `doubts` are the pairs of which rules 2 to 4 only
+guess; a model may settle them.
 """
 
 from __future__ import annotations

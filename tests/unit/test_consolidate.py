@@ -140,20 +140,24 @@ def test_rules_alone_never_join_what_only_looks_alike(one: str, other: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "may"),
+    ("one", "other", "word"),
     [
-        ("Lives with wife Katya", "Жену зовут Катя", True),  # a name in two scripts
-        ("Mieszka z Anią", "Ania mieszka z nim", True),
-        ("Живёт с Анной", "Анна живёт с ним", True),
-        ("Favourite town is Regensburg", "Adores Regensbrug", True),  # two letters changed places
-        ("Works with Marta", "Works with Maria", False),
-        ("Plays with Anna", "Plays with Hanna", False),
+        ("Lives with wife Katya", "Жену зовут Катя", "believed"),  # a name in two scripts
+        ("Mieszka z Anią", "Ania mieszka z nim", "believed"),
+        ("Живёт с Анной", "Анна живёт с ним", "believed"),
+        (
+            "Favourite town is Regensburg",
+            "Adores Regensbrug",
+            "believed",
+        ),  # two letters changed places
+        ("Works with Marta", "Works with Maria", "refused"),
+        ("Plays with Anna", "Plays with Hanna", "refused"),
     ],
 )
 def test_a_name_is_known_in_its_cases_and_misspelt_but_not_for_another(
-    one: str, other: str, may: bool
+    one: str, other: str, word: str
 ) -> None:
-    assert may_be_same(read(one), read(other)) is may
+    assert may_be_same(read(one), read(other)) is (word == "believed")
 
 
 def test_a_model_may_join_what_has_other_words_but_no_other_number_name_or_day() -> None:
