@@ -88,7 +88,11 @@ def page(results: Told) -> str:
 
 def _said(text: object) -> str:
     """Return text of anybody's as text of the page, its direction its own."""
-    return f'<bdi lang="">{escape(_TURNS.sub("", str(text)))}</bdi>'
+    return f'<bdi lang="">{_plain(text)}</bdi>'
+
+
+def _plain(text: object) -> str:
+    return escape(_TURNS.sub("", str(text)))
 
 
 def _anchor(fact_id: str) -> str:
@@ -96,7 +100,7 @@ def _anchor(fact_id: str) -> str:
 
 
 def _day(at: str | None) -> str:
-    return f'<time datetime="{escape(at[:10])}">{escape(at[:10])}</time>' if at else "undated"
+    return f'<time datetime="{_plain(at[:10])}">{_plain(at[:10])}</time>' if at else "undated"
 
 
 def _headline(report: dict[str, Any]) -> str:
@@ -186,10 +190,10 @@ def _fact(fact: Fact, earlier: list[Fact]) -> str:
         )
         rows += _more(len(earlier) - _MOST_EARLIER, "earlier answers", "li")
         history = f"<p class='before'>Before:</p><ul class='before'>{rows}</ul>"
-    sure = "" if fact["confidence"] == "high" else f", {escape(fact['confidence'])} confidence"
+    sure = "" if fact["confidence"] == "high" else f", {_plain(fact['confidence'])} confidence"
     return (
         f'<article id="{_anchor(fact["id"])}"><h3>{_said(fact["statement"])}</h3>'
-        f"<small>{_day(fact['observed_at'])}, {escape(fact['source'])}{sure}</small>"
+        f"<small>{_day(fact['observed_at'])}, {_plain(fact['source'])}{sure}</small>"
         f"{_evidence(fact)}{history}</article>\n"
     )
 
@@ -241,7 +245,7 @@ def _timeline(facts: list[Fact]) -> str:
         return "<p>There are no facts yet.</p>"
     most = max(first.values())
     rows = "".join(
-        f'<tr><th scope="row">{escape(month)}</th><td>{count}</td><td>{holding[month]}</td>'
+        f'<tr><th scope="row">{_plain(month)}</th><td>{count}</td><td>{holding[month]}</td>'
         f'<td aria-hidden="true"><i style="width:{100 * count / most:.0f}%">'
         f'<b style="width:{100 * holding[month] / count:.0f}%"></b></i></td></tr>'
         for month, count in sorted(first.items())

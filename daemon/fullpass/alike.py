@@ -159,8 +159,8 @@ _FEW_ENDINGS = frozenset({"en", "de", "fr", "es", "pt", "it", "nl"})
 _LATIN = {
     **dict(zip(map(ord, "абвгдезийклмнопрстуфыэіґ"), "abvgdeziyklmnoprstufyeig", strict=True)),
     **{ord(c): latin for c, latin in (
-        ("ж", "zh"), ("\u0445", "kh"), ("ц", "ts"), ("ч", "ch"), ("ш", "sh"), ("щ", "shch"), ("ъ", ""),
-        ("ь", ""), ("ю", "yu"), ("я", "ya"), ("ї", "yi"), ("є", "ye"))},
+        ("ж", "zh"), ("\u0445", "kh"), ("ц", "ts"), ("ч", "ch"), ("ш", "sh"), ("щ", "shch"),
+        ("ъ", ""), ("ь", ""), ("ю", "yu"), ("я", "ya"), ("ї", "yi"), ("є", "ye"))},
 }  # fmt: skip
 
 

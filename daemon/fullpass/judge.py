@@ -62,7 +62,7 @@ async def judge(work: Pass, pairs: Sequence[Pair], counts: Counter[str]) -> dict
 
     `pairs` come most telling first. The first of them, and all of which the answer would change
     facts (same, replaces), are put a second time in other company and, if the two answers differ, a
-    third: two must agree. A slip seldom comes twice.
+    third: two must agree, or it was not answered. A slip seldom comes twice.
     """
     first = await _asked(work, list(batched(pairs)), counts, ask=0)
     telling = set(pairs[:_MOST_TELLING])
@@ -75,7 +75,8 @@ async def judge(work: Pass, pairs: Sequence[Pair], counts: Counter[str]) -> dict
     for pair in first:
         votes = [answers[pair] for answers in (first, second, third) if pair in answers]
         relation, agreeing = Counter(votes).most_common(1)[0]
-        settled[pair] = relation if agreeing > 1 else "separate"
+        if agreeing > 1 or len(votes) == 1:
+            settled[pair] = relation
     return settled
 
 
