@@ -54,7 +54,9 @@ async def consolidate(work: Pass) -> dict[str, int]:
     meanings = [Meaning(sayings) for sayings in known.meanings()]
     succeed(known, meanings, settled)
     facts = sum(len(_by_source(meaning)) for meaning in meanings)
-    saved = await _save(work, known, _facts(work.job.user_id, meanings), facts)
+    saved = await _save(
+        work, known, _facts(work.job.user_id, meanings, known.main_language()), facts
+    )
     result = {
         "reported": len(known.rows),
         "facts": facts,
@@ -190,24 +192,30 @@ async def _statements(work: Pass, numbers: set[int], known: Sayings) -> dict[int
 class Fact:
     """One row of fullpass.facts: what one source holds of one meaning."""
 
-    __slots__ = ("id", "meaning", "newest", "sayings", "superseded_by")
+    __slots__ = ("id", "meaning", "sayings", "superseded_by", "worded")
 
-    def __init__(self, fact_id: UUID, meaning: UUID, sayings: list[Saying]) -> None:
+    def __init__(self, fact_id: UUID, meaning: UUID, sayings: list[Saying], main: str) -> None:
         self.id = fact_id
         self.meaning = meaning
         self.sayings = sayings
-        self.newest = max(sayings, key=lambda s: s.newest)
+        self.worded = worded(sayings, main)
         self.superseded_by: UUID | None = None
 
 
-def _facts(user_id: UUID, meanings: Sequence[Meaning]) -> Iterator[Fact]:
+def worded(sayings: Sequence[Saying], main: str) -> Saying:
+    """Return the saying whose words stand: the newest in the person's main language, if any."""
+    own = [s for s in sayings if s.reading.language == main]
+    return max(own or sayings, key=lambda s: s.newest)
+
+
+def _facts(user_id: UUID, meanings: Sequence[Meaning], main: str) -> Iterator[Fact]:
     """Yield the facts of all meanings, each pointing to the one that replaces it."""
     for meaning in meanings:
         shared = _id(user_id, "", meaning.sayings)
         by_source = _by_source(meaning)
         heirs = _by_source(meaning.replaced_by) if meaning.replaced_by is not None else {}
         for source, sayings in by_source.items():
-            fact = Fact(_id(user_id, source, sayings), shared, sayings)
+            fact = Fact(_id(user_id, source, sayings), shared, sayings, main)
             if heirs:
                 # Of the same source where it has one, else of the source that said it last.
                 last = max(heirs, key=lambda s: max(x.newest for x in heirs[s]))
@@ -249,7 +257,7 @@ async def _save(work: Pass, known: Sayings, facts: Iterator[Fact], count: int) -
             await connection.execute(
                 "select fullpass.stage_facts($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
                 user, [f.id for f in batch], [f.meaning for f in batch],
-                [f.newest.source for f in batch], [f.newest.newest_row for f in batch],
+                [f.worded.source for f in batch], [f.worded.newest_row for f in batch],
                 [_slot(f.sayings) for f in batch],
                 [CONFIDENCES[max(s.confidence for s in f.sayings)] for f in batch],
                 [_valid_from(f.sayings) for f in batch], [f.superseded_by for f in batch],

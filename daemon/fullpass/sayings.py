@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from collections import Counter
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import inf
@@ -146,6 +147,11 @@ class Sayings:
 
     def __len__(self) -> int:
         return len(self.all)
+
+    def main_language(self) -> str:
+        """Name the language that most sayings are in; they are in the language of the messages."""
+        used = Counter(saying.reading.language for saying in self.all)
+        return max(used, key=lambda name: (used[name], name), default="")
 
     # What means the same
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.fullpass.alike import abroad, alike
+from daemon.fullpass.consolidate import worded
 from daemon.fullpass.judge import batched
 from daemon.fullpass.meaning import may_be_same, says_only
 from daemon.fullpass.sayings import Mention, Sayings
@@ -180,6 +181,16 @@ def test_sources_keep_their_own_facts_of_one_meaning() -> None:
     known = said(("Lives in Ghent", 1, "", "chatgpt"), ("Home is in Ghent", 2, "", "claude"))
     (meaning,) = known.meanings()
     assert sorted(s.source for s in meaning) == ["chatgpt", "claude"]
+
+
+def test_a_fact_said_in_two_languages_is_worded_in_the_persons_own() -> None:
+    known = said(
+        ("Wohnt in Köln", 1), ("Lives in Köln", 2), ("Trinkt gern Tee", 3), ("Mag keinen Lauch", 4)
+    )
+    home = [s for s in known.all if "köln" in s.reading.words]
+    assert worded(home, known.main_language()).newest_row == 0
+    assert worded(home, "en").newest_row == 1
+    assert worded(home, "fr").newest_row == 1
 
 
 def test_the_order_in_which_mentions_come_changes_nothing() -> None:
