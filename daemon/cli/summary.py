@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from daemon.ops.costs import savings, tokens
 from daemon.ops.status import CATEGORIES
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def summary(report: dict[str, Any], *, folder: Path) -> str:
     left_out = _left_out(report)
     if left_out:
         lines += _entry("Left out", left_out)
-    lines += _entry("Cost", [_cost(report)])
+    lines += _entry("Cost", list(filter(None, [_cost(report), savings(report["cost"])])))
     lines += _entry("Files", [f"{folder}/MEMORY.md, sections.json, facts.jsonl, report.json"])
     notes = _notes(report)
     if notes:
@@ -98,8 +99,7 @@ def _cost(report: dict[str, Any]) -> str:
         return "nothing: no model was used"
     if not cost["calls"]:
         return "$0.0000: nothing new to read, no call was made"
-    tokens = f"{cost['input_tokens']:,} tokens in, {cost['output_tokens']:,} out"
-    told = f"${cost['cost_usd']:.4f} for {_count(cost['calls'], 'call')}, {tokens}"
+    told = f"${cost['cost_usd']:.4f} for {_count(cost['calls'], 'call')}, {tokens(cost)}"
     if cost["calls_of_unknown_price"]:
         told += f"; {_count(cost['calls_of_unknown_price'], 'call')} of unknown price not included"
     return told

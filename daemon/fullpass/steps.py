@@ -119,6 +119,11 @@ async def _cost(work: Pass) -> dict[str, Any]:
         "cache_write_tokens": spent.cache_write_tokens,
         "cost_usd": float(spent.cost_usd),
         "calls_of_unknown_price": spent.unpriced_calls,
+        "batch_calls": spent.batch_calls,
+        "saved_by_cache_usd": float(spent.saved_by_cache_usd),
+        "saved_by_batch_usd": float(spent.saved_by_batch_usd),
+        "calls_served_by_ledger": spent.served_calls,
+        "saved_by_ledger_usd": float(spent.saved_by_ledger_usd),
     }
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _log = get_logger()
 _TICK_SECONDS = 0.5
 _STALLED_PAUSE_SECONDS = 30.0
+_DEFECTS_TO_END = 5
 _LONGEST_WAIT_SECONDS = 48 * 3600.0
 _STACKS_ON_THE_TIMELINE = 6
 
@@ -118,7 +119,27 @@ class Heartbeat:
     # -- the thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        asyncio.run(self._beat_until_stopped())
+        """Beat; begin again after a defect, and end a worker that cannot beat at all."""
+        defects = 0
+        while defects < _DEFECTS_TO_END:
+            acknowledged = self.last_acknowledged
+            try:
+                asyncio.run(self._beat_and_hang_up())
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it was:
+                # without beats every job of this worker is lost, again and again.
+                defects = 1 if self.last_acknowledged != acknowledged else defects + 1
+                _log.critical("beat.broken", exc_info=error, defects=defects)
+                if not self._stopped.wait(min(self._beat_seconds, 1.0)):
+                    continue
+            return
+        if self._end_process is not None:
+            self._end_process()
+
+    async def _beat_and_hang_up(self) -> None:
+        try:
+            await self._beat_until_stopped()
+        finally:
+            self._drop_connection()
 
     async def _beat_until_stopped(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -145,7 +166,6 @@ class Heartbeat:
                 await asyncio.wait_for(self._woken.wait(), timeout=pause)
             except TimeoutError:
                 continue
-        self._drop_connection()
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():

@@ -141,19 +141,31 @@ create or replace function fullpass.record_call(
     p_key text, p_user uuid, p_job uuid, p_purpose text, p_provider text, p_model text,
     p_prompt_version text, p_input int, p_output int, p_cache_read int, p_cache_write int,
     p_cost numeric, p_stop_reason text, p_usable boolean, p_response text, p_request_id text,
-    p_latency_ms int, p_age_ms int
+    p_latency_ms int, p_age_ms int, p_batch boolean default false,
+    p_saved_by_cache numeric default null, p_saved_by_batch numeric default null
 ) returns void language sql as $$
     insert into fullpass.llm_calls (
         call_key, user_id, job_id, purpose, provider, model, prompt_version, input_tokens,
         output_tokens, cache_read_tokens, cache_write_tokens, cost_usd, stop_reason, usable,
-        response, request_id, latency_ms)
+        response, request_id, latency_ms, batch, saved_by_cache_usd, saved_by_batch_usd)
     select case when erased then null else p_key end, p_user, p_job, p_purpose, p_provider,
            p_model, p_prompt_version, p_input, p_output, p_cache_read, p_cache_write, p_cost,
            p_stop_reason, p_usable and not erased, case when erased then null else p_response end,
-           case when erased then null else p_request_id end, p_latency_ms
+           case when erased then null else p_request_id end, p_latency_ms, p_batch,
+           p_saved_by_cache, p_saved_by_batch
     from (select exists (
         select from fullpass.erasures e
         where e.user_id = p_user
           and e.erased_at > clock_timestamp() - make_interval(secs => p_age_ms / 1000.0)
     ) as erased) as known
+$$;
+
+-- Notes that a receipt served a job in place of a call. What a job's own batch brought is its
+-- first use and no saving. Not fenced: it is said of the ledger, and changes nothing of the job.
+create or replace function fullpass.note_served(p_call bigint, p_job uuid)
+returns void language sql as $$
+    insert into fullpass.calls_served (user_id, job_id, call_id)
+    select c.user_id, p_job, c.id from fullpass.llm_calls c
+    where c.id = p_call and not (c.batch and c.job_id is not distinct from p_job)
+    on conflict do nothing
 $$;

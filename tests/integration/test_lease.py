@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -489,6 +490,34 @@ async def test_the_heartbeat_renews_reports_and_learns_of_loss_and_cancellation(
         await until(lambda: _raises(kept, Cancelled))
     finally:
         await asyncio.to_thread(heartbeat.stop)
+
+
+async def test_a_heartbeat_survives_a_defect_and_ends_a_worker_that_cannot_beat(
+    database_url: str,
+) -> None:
+    """A worker that runs and does not beat would lose each of its jobs, again and again."""
+    readings = iter([1, None, 2, 3])
+    ended = threading.Event()
+
+    def vitals() -> dict[str, int]:
+        reading = next(readings, None)
+        if reading is None:
+            raise AttributeError("a defect of ours")
+        return {"rss_bytes": reading}
+
+    heartbeat = Heartbeat(
+        database_url, worker_id="w1", beat_seconds=0.05, lease_seconds=1.5, vitals=vitals,
+        end_process=ended.set,
+    )  # fmt: skip
+    heartbeat.start()
+    try:
+        assert await asyncio.to_thread(ended.wait, 10)
+    finally:
+        await asyncio.to_thread(heartbeat.stop)
+    db = await asyncpg.connect(database_url)
+    beats = await db.fetchval("select rss_bytes from fullpass.workers where worker_id = 'w1'")
+    await db.close()
+    assert beats == 3  # it beat on after the first defect; only what never mends is the end
 
 
 async def test_a_heartbeat_that_meets_its_own_workers_row_lock_counts_as_renewed(
