@@ -15,6 +15,8 @@ from importlib.resources import files
 
 from daemon.fullpass.tokenise import DAY_IN_FIGURES, NOT, tokens, words
 
+_NONE = "\x02"
+"""Marks a word that denies the whole wherever it stands: "eats nothing after eight"."""
 _MONTH = "\x01"
 """Marks a month until its day and year are found; no word begins with it."""
 
@@ -70,7 +72,7 @@ def _wording() -> _Wording:
                 language.add(told, ())
                 language.filler.update(told)
             else:
-                meaning = {"not": (NOT,), "number": (f"#{canonical}",)}.get(kind)
+                meaning = {"not": (NOT,), "none": (_NONE,), "number": (f"#{canonical}",)}.get(kind)
                 language.add(told, meaning or tuple(canonical.split()))
                 if kind == "not":
                     language.filler.update(told)
@@ -145,6 +147,8 @@ def read(statement: str) -> Reading:
         else:
             told.append(word)
             at += 1
+    if _NONE in told:
+        told = [NOT, *(w for w in told if w != _NONE)]
     told = _compared(_with_days(_denied_once(told)))
     if name == "en":
         told = _bare_verb(told)
