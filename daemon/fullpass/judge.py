@@ -62,20 +62,26 @@ async def judge(work: Pass, pairs: Sequence[Pair], counts: Counter[str]) -> dict
 
     `pairs` come most telling first. The first of them, and all of which the answer would change
     facts (same, replaces), are put a second time in other company and, if the two answers differ, a
-    third: two must agree, or it was not answered. A slip seldom comes twice.
+    third: two must agree, three that one replaces the other, or it was not answered. A slip seldom
+    comes twice.
     """
     first = await _asked(work, list(batched(pairs)), counts, ask=0)
     telling = set(pairs[:_MOST_TELLING])
     again = [p for p, relation in first.items() if relation != "separate" or p in telling]
     second = await _asked(work, _turned(again), counts, ask=_SECOND_ASK)
     disputed = [pair for pair in again if second.get(pair, first[pair]) != first[pair]]
-    third = await _asked(work, _turned(disputed), counts, ask=2 * _SECOND_ASK)
     counts["pairs_disputed"] += len(disputed)
+    # What would take a fact out of MEMORY is asked until three agree, four times at most.
+    grave = [pair for pair in again if first[pair] == second.get(pair) == "replaces"]
+    third = await _asked(work, _turned([*disputed, *grave]), counts, ask=2 * _SECOND_ASK)
+    rounds = (first, second, third)
+    open_still = [p for p in third if [r.get(p) for r in rounds].count("replaces") == 2]
+    fourth = await _asked(work, _turned(open_still), counts, ask=3 * _SECOND_ASK)
     settled: dict[Pair, Relation] = {}
     for pair in first:
-        votes = [answers[pair] for answers in (first, second, third) if pair in answers]
+        votes = [answers[pair] for answers in (*rounds, fourth) if pair in answers]
         relation, agreeing = Counter(votes).most_common(1)[0]
-        if agreeing > 1 or len(votes) == 1:
+        if agreeing >= min(len(votes), 3 if relation == "replaces" else 2):
             settled[pair] = relation
     return settled
 
