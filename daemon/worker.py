@@ -34,12 +34,14 @@ from daemon.llm.caller import Caller
 from daemon.llm.ledger import Ledger
 from daemon.llm.limiter import CallLimiter
 from daemon.llm.providers import provider_from
+from daemon.llm.sharing import Sharing, account_of
 from daemon.logs import bind_job, get_logger, masked
 from daemon.memory_gauge import Gauge, allowed_calls, peak_rss_bytes, read_gauge
 from daemon.queue import jobs
 from daemon.queue.backoff import Backoff
 from daemon.queue.ending import Endings, Tally
 from daemon.queue.heartbeat import Heartbeat
+from daemon.queue.housekeeping import keep_house
 from daemon.queue.lease import Lease, clock
 from daemon.queue.liveness import LoopEcho, patience_seconds
 from daemon.queue.shutdown import Shutdown
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
     from daemon.database import Pool
     from daemon.fullpass.chunks import Tier
+    from daemon.llm.patience import Patience
     from daemon.queue.jobs import Job
     from daemon.settings import Settings
 
@@ -67,20 +70,6 @@ _ROOM_FOR_A_JOB_BYTES = 96 * 1024 * 1024
 _REREAD_SECONDS = 0.2
 _MEND_SECONDS = 3600.0
 _LATE_SECONDS = 2.0
-
-
-class _WatchedLedger(Ledger):
-    """A ledger whose receipts count as progress of their job."""
-
-    def __init__(self, pool: Pool, leases: Callable[[], list[Lease]]) -> None:
-        super().__init__(pool)
-        self._leases = leases
-
-    async def record(self, *arguments: Any, job_id: UUID, **named: Any) -> None:
-        await super().record(*arguments, job_id=job_id, **named)
-        for lease in self._leases():
-            if lease.job_id == job_id:
-                lease.progressed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +99,13 @@ class Worker:
         *,
         only: UUID | None = None,
         run_pass: RunPass = full_pass,
+        patience: Patience | None = None,
     ) -> None:
         self._settings = settings
         self._url = url
         self._only = only
         self._run_pass = run_pass
+        self._patience = patience
         # Fresh at every boot: a restarted worker must never be taken for the one before.
         self.worker_id = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(3)}"
         self.tally = Tally()
@@ -177,7 +168,7 @@ class Worker:
             echo=LoopEcho(asyncio.get_running_loop()),
             end_process=lambda: os._exit(1),
         )
-        ledger = _WatchedLedger(pool, lambda: list(self._running.values()))
+        ledger = Ledger(pool, landed=self._receipt_landed)
         serving = _Serving(
             pool=pool,
             wakeup=Wakeup(
@@ -192,13 +183,18 @@ class Worker:
                 max_wait_hours=settings.max_wait_hours,
                 tally=self.tally,
             ),
-            caller=Caller(self._provider, ledger, self._limiter),
+            caller=Caller(
+                self._provider, ledger, self._limiter, patience=self._patience, alarm=self._pause
+            ),
             tiers=tiers_for(settings, accepted),
             medium=accepted["medium"],
         )
         # Should the loop be blocked then, the heartbeat's thread ends what it cannot.
         self._shutdown.at_once = lambda now: heartbeat.drain_by(
             now + settings.shutdown_grace_seconds + _LATE_SECONDS
+        )
+        sharing = Sharing(
+            pool, self._limiter, worker_id=self.worker_id, account=account_of(settings)
         )
         drain_watch = asyncio.create_task(self._wake_on_drain(serving.wakeup))
         heartbeat.start()
@@ -212,6 +208,7 @@ class Worker:
             await self._drain()
         finally:
             drain_watch.cancel()
+            await sharing.close()
             await asyncio.to_thread(heartbeat.stop)
             await serving.wakeup.close()
 
@@ -236,6 +233,7 @@ class Worker:
             try:
                 await self._claim_all(serving)
                 if self._waiting_for is not None and time.monotonic() >= self._paused_until:
+                    _log.info("worker.resumed", waited_for=self._waiting_for)
                     self._waiting_for = None
                 if once and not self._running:
                     if self._waiting_for is not None:
@@ -260,8 +258,7 @@ class Worker:
     async def _claim_all(self, serving: _Serving) -> None:
         """Start due jobs for as long as there is room for one more."""
         if time.monotonic() >= self._mend_at:
-            if missing := await jobs.mend_queue(serving.pool):
-                _log.warning("queue.mended", users=missing)
+            await keep_house(serving.pool, retention_days=self._settings.pipeline_retention_days)
             self._mend_at = time.monotonic() + _MEND_SECONDS * random.uniform(0.8, 1.2)
         while room := self._room():
             sent_at = clock()
@@ -367,6 +364,11 @@ class Worker:
                 await endings.completed(work, result, cost)
                 self._pauses = 0
 
+    def _receipt_landed(self, job_id: UUID) -> None:
+        for lease in self._running.values():
+            if lease.job_id == job_id:
+                lease.progressed()
+
     # -- pausing and draining --------------------------------------------------------------------
 
     def _pause(self, error: Systemic) -> None:
@@ -378,7 +380,8 @@ class Worker:
         seconds = min(_LONGEST_PAUSE_SECONDS, doubled)
         self._paused_until = time.monotonic() + seconds * random.uniform(0.9, 1.1)
         self._waiting_for = masked(str(error))
-        _log.error("worker.paused", waits_for=self._waiting_for, seconds=round(seconds, 1))
+        _log.error("worker.paused", alert=True, waits_for=self._waiting_for,
+                   seconds=round(seconds, 1))  # fmt: skip
 
     async def _wake_on_drain(self, wakeup: Wakeup) -> None:
         await self._draining.wait()
@@ -416,7 +419,6 @@ class Worker:
             "rss_bytes": self._process.memory_info().rss,
             "memory_limit_bytes": self._gauge.limit_bytes,
             "peak_rss_bytes": peak_rss_bytes(),
-            "llm_in_flight": self._limiter.in_flight,
-            "llm_limit": self._limiter.last_limit,
+            **self._limiter.vitals,
             "waiting_for": self._waiting_for or self._out_of_reach,
         }

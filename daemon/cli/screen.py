@@ -201,6 +201,8 @@ def _worker(console: Console, worker: Account) -> None:
             memory += f" of {worker['memory_limit_bytes'] >> 20}"
     beat = _span(worker["beat_seconds"])
     calls = f"calls {worker['llm_in_flight'] or 0} of {worker['llm_limit'] or 0}"
+    if worker["llm_held_by"] in {"memory", "rate"}:
+        calls += f", held by {worker['llm_held_by']}"
     life = f"silent for {beat}" if silent else f"beat {beat} ago"
     told = f"{worker['jobs']} jobs · {memory} · {calls} · {life}"
     console.print(f"  {worker['worker_id']}  ({worker['version']})", markup=False)

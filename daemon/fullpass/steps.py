@@ -45,7 +45,7 @@ async def full_pass(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
             async with _step(work, "download_conversations"):
                 fetched = await download(work, Path(folder))
             async with _step(work, "chunk_conversations"), _step(work, "save_chunks"):
-                await save_conversations(work, fetched)
+                await save_conversations(work, fetched, Path(folder))
     async with _step(work, "extract_facts"):
         coverage = await extract(work)
     async with _step(work, "consolidate_facts"):

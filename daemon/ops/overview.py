@@ -66,7 +66,7 @@ async def overview(connection: Connection) -> dict[str, Any]:
         workers = await connection.fetch(
             """
             select worker_id, version, started_at, rss_bytes, memory_limit_bytes, loop_lag_ms,
-                   llm_in_flight, llm_limit, waiting_for,
+                   llm_in_flight, llm_limit, llm_held_by, waiting_for,
                    extract(epoch from now() - last_beat_at)::float8 as beat_seconds,
                    (select count(*) from public.processing_jobs j
                     where j.status = 'processing' and j.worker_id = w.worker_id) as jobs

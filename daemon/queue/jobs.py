@@ -154,12 +154,6 @@ async def excuse(pool: Pool, job: Job, *, worker_id: str) -> None:
         await pool.execute("select fullpass.excuse($1, $2, $3)", worker_id, job.id, job.lease_epoch)
 
 
-async def mend_queue(pool: Pool) -> int:
-    """Put users back in line who have jobs and no place; return how many were missing."""
-    with database_errors():
-        return cast("int", await pool.fetchval("select fullpass.mend_queue()"))
-
-
 async def enqueue(
     pool: Pool, *, user_id: UUID, storage_path: str, file_type: str | None = None
 ) -> UUID:

@@ -70,7 +70,8 @@ create index if not exists passes_by_death
     on fullpass.passes (death_worker) where death_worker is not null;
 alter table fullpass.workers
     add column if not exists peak_rss_bytes bigint,
-    add column if not exists jobs int;
+    add column if not exists jobs int,
+    add column if not exists llm_held_by text;  -- what keeps llm_limit: ceiling, memory or rate
 
 -- A stable share of users, 0-99.
 create or replace function fullpass.bucket_of(p_user uuid) returns smallint
@@ -690,16 +691,16 @@ create or replace function fullpass.beat(
 begin
     insert into fullpass.workers as w (
         worker_id, version, rss_bytes, memory_limit_bytes, loop_lag_ms, llm_in_flight, llm_limit,
-        waiting_for, peak_rss_bytes, jobs)
+        waiting_for, peak_rss_bytes, llm_held_by, jobs)
     select p_worker, v.*, cardinality(p_jobs) from jsonb_to_record(p_vitals) as v (
         version text, rss_bytes bigint, memory_limit_bytes bigint, loop_lag_ms real,
-        llm_in_flight int, llm_limit int, waiting_for text, peak_rss_bytes bigint)
+        llm_in_flight int, llm_limit int, waiting_for text, peak_rss_bytes bigint, llm_held_by text)
     on conflict (worker_id) do update set
         last_beat_at = clock_timestamp(), rss_bytes = excluded.rss_bytes, jobs = excluded.jobs,
         peak_rss_bytes = greatest(w.peak_rss_bytes, excluded.peak_rss_bytes, excluded.rss_bytes),
         memory_limit_bytes = excluded.memory_limit_bytes, loop_lag_ms = excluded.loop_lag_ms,
         llm_in_flight = excluded.llm_in_flight, llm_limit = excluded.llm_limit,
-        waiting_for = excluded.waiting_for;
+        waiting_for = excluded.waiting_for, llm_held_by = excluded.llm_held_by;
     return query
     with mine as (
         select * from unnest(p_jobs, p_epochs) as m (id, epoch)

@@ -100,6 +100,8 @@ class Behaviour:
     minute_seconds: float = 60.0
     burst_share: float = 1.0
     """Size of the bucket as a share of a minute's allowance."""
+    limits_told: bool = True
+    """Off: no anthropic-ratelimit headers, as on other platforms and compatible servers."""
 
     # A model's own ways: extraction
     thinking_tokens: int = 0
