@@ -26,7 +26,13 @@ import structlog
 import daemon
 from daemon import migrations
 from daemon.cli.progress import Shown, progress_shown
-from daemon.cli.results import Results, prepare_folder, results_of, write_results
+from daemon.cli.results import (
+    Results,
+    prepare_folder,
+    results_of,
+    write_page,
+    write_results,
+)
 from daemon.cli.summary import summary
 from daemon.cli.target import (
     connection_to,
@@ -69,7 +75,9 @@ class _Ending:
     """By the person, with Ctrl-C or SIGTERM."""
 
 
-def run_export(export: Path, *, out: Path, user: UUID | None, as_json: bool, verbose: bool) -> int:
+def run_export(
+    export: Path, *, out: Path, user: UUID | None, html: bool, as_json: bool, verbose: bool
+) -> int:
     """Run a pass over an export file; return the exit code."""
     export = readable(export)
     settings = _settings(verbose=verbose)
@@ -84,6 +92,8 @@ def run_export(export: Path, *, out: Path, user: UUID | None, as_json: bool, ver
     prepare_folder(out)
     order = _Order(export, out, settings, user or local_person(export), embedded)
     results = _carried_out(order)
+    if html:
+        write_page(results, out / "report.html")
     if as_json:
         click.echo(json.dumps(results.report, ensure_ascii=False))
     else:

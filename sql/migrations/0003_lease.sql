@@ -954,6 +954,11 @@ begin
         status = 'cancelled', lease_epoch = lease_epoch + 1, lease_expires_at = null,
         completed_at = clock_timestamp()
     where user_id = p_user_id and status = 'processing';
+    if to_regclass('fullpass.staged_facts') is not null then  -- of a later migration
+        delete from fullpass.staged_facts where user_id = p_user_id;
+        get diagnostics v_count = row_count;
+        v_counts := v_counts || jsonb_build_object('staged_facts', v_count);
+    end if;
     insert into fullpass.erasures (user_id) values (p_user_id)
     on conflict (user_id) do update set erased_at = clock_timestamp();
     v_counts := v_counts || jsonb_build_object(
