@@ -62,6 +62,7 @@ create index if not exists processing_jobs_running
 
 alter table fullpass.passes
     add column if not exists lease_epoch bigint,    -- the last one given, whatever the row says
+    add column if not exists advanced_at timestamptz,  -- something new was saved: see fullpass.progress
     add column if not exists alone boolean not null default false,  -- its next attempt runs alone
     add column if not exists death_worker text,     -- who held the job at its last death
     add column if not exists death_epoch bigint,
@@ -334,7 +335,7 @@ begin
         v_count := v_count + 1;
         select * into v_pass from fullpass.passes where job_id = v.id for update;
         v_since := coalesce(v_pass.last_death_at, v_pass.claimed_at, v.started_at);
-        v_progressed := coalesce(v_pass.last_progress_at > v_since, false)
+        v_progressed := coalesce(v_pass.advanced_at > v_since, false)
             or exists (select from fullpass.llm_calls c
                        where c.job_id = v.id and c.created_at > v_since);
         v_shared := v.worker_id is not null and (
@@ -812,7 +813,9 @@ begin
         return 'cancelled';
     end if;
     select * into v_pass from fullpass.passes where job_id = p_job for update;
-    if v_waits and v_pass.last_progress_at > v_pass.waiting_since then
+    if v_waits and (v_pass.advanced_at > v_pass.waiting_since
+                    or exists (select from fullpass.llm_calls c
+                               where c.job_id = p_job and c.created_at > v_pass.waiting_since)) then
         v_pass.waiting_since := null;  -- it did not only wait
     end if;
     if v_waits and v_pass.waiting_since
