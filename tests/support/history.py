@@ -1,0 +1,68 @@
+"""A database that has worked for a year: finished jobs by the thousand, made by generate_series."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncpg
+
+_JOBS = """
+insert into public.processing_jobs (
+    user_id, storage_path, status, progress, attempts, lease_epoch, pipeline_version, worker_id,
+    created_at, run_at, started_at, completed_at, current_step, error_message)
+select md5((n % greatest(1, $1 / 3))::text)::uuid, 'exports/' || n || '.zip',
+       case when n % 50 = 0 then 'failed' when n % 97 = 0 then 'cancelled' else 'complete' end,
+       100, 1, 2, case when n % 2 = 0 then '0.1.0' else '0.0.9' end, 'gone-1-abc',
+       at - interval '5 minutes', at - interval '5 minutes', at - interval '4 minutes',
+       at, 'complete', case when n % 50 = 0 then 'save_chunks: export.zip: it is empty' end
+from generate_series(1, $1) as n
+cross join lateral (select now() - n * interval '365 days' / $1 as at) as t
+"""
+_REST = """
+insert into fullpass.passes (job_id, user_id, source, claimed_at, last_progress_at)
+select id, user_id, 'chatgpt', started_at, completed_at from public.processing_jobs;
+insert into fullpass.job_events (job_id, at, event, step, data)
+select id, completed_at, case status when 'complete' then 'completed' else status end,
+       'save_chunks', jsonb_strip_nulls(jsonb_build_object('error', error_message))
+from public.processing_jobs order by completed_at;
+alter table fullpass.llm_calls disable trigger user;
+insert into fullpass.llm_calls (
+    user_id, job_id, purpose, provider, model, prompt_version, input_tokens, output_tokens,
+    cost_usd, usable, created_at)
+select user_id, id, 'extract', 'anthropic', 'claude-haiku-5-5', 'v1', 8000, 900, 0.00125, true,
+       completed_at
+from public.processing_jobs;
+alter table fullpass.llm_calls enable trigger user;
+insert into fullpass.job_costs
+select job_id, purpose, model, 1, 0, input_tokens, output_tokens, 0, cost_usd, 0
+from fullpass.llm_calls;
+insert into fullpass.hourly_costs
+select date_trunc('hour', created_at, 'UTC'), purpose, model, 0, count(*), 0, sum(input_tokens),
+       sum(output_tokens), 0, sum(cost_usd), 0
+from fullpass.llm_calls group by 1, 2, 3;
+insert into fullpass.workers (worker_id, started_at, last_beat_at, version, rss_bytes)
+select 'w-' || n, now() - n * interval '1 hour', now() - n * interval '1 hour', '0.1.0', 90000000
+from generate_series(0, 500) as n;
+"""
+_LIVE = """
+with fresh as (
+    insert into public.processing_jobs (user_id, storage_path, run_at)
+    select gen_random_uuid(), 'exports/live.zip', now() - n * interval '1 minute'
+    from generate_series(1, 60) as n returning id
+)
+select count(*) from fresh
+"""
+
+
+async def a_year_of_jobs(db: asyncpg.Connection[asyncpg.Record], jobs: int) -> None:
+    """Fill the database with `jobs` ended jobs and what belongs to them, and 60 pending ones."""
+    await db.execute("alter table public.processing_jobs disable trigger user")
+    await db.execute(_JOBS.replace("$1", str(jobs)))
+    await db.execute("alter table public.processing_jobs enable trigger user")
+    await db.execute(_REST)
+    await db.execute(_LIVE)
+    for table in ("public.processing_jobs", "fullpass.passes", "fullpass.job_events",
+                  "fullpass.llm_calls", "fullpass.job_costs", "fullpass.hourly_costs",
+                  "fullpass.workers", "fullpass.tickets"):  # fmt: skip
+        await db.execute(f"vacuum analyze {table}")
