@@ -28,15 +28,15 @@ def overview_screen(console: Console, account: Account) -> None:
     """Show whether it works, on what, what is stuck, what went wrong and what it cost."""
     queue, day = account["queue"], account["last_24_hours"]
     mark, style = ("OK", "green") if account["healthy"] else ("LOOK", "bold red")
-    _aligned(console, f"{mark:<6}", account["verdict"], style=style)
+    aligned(console, f"{mark:<6}", account["verdict"], style=style)
     _heading(console, "Queue")
     line = f"{queue['processing']} running · {queue['due']} due · {queue['later']} later"
     if queue["oldest_due_seconds"] is not None:
         line += f" · oldest due for {_span(queue['oldest_due_seconds'])}"
-    _aligned(console, "  ", line)
+    aligned(console, "  ", line)
     for job in account["waiting"]:
-        _aligned(console, "  waiting  ", f"{job['id']}")
-        _aligned(console, "           ", job["waiting_for"])
+        aligned(console, "  waiting  ", f"{job['id']}")
+        aligned(console, "           ", job["waiting_for"])
     if account["running"]:
         _heading(console, "Running")
         for job in account["running"]:
@@ -44,8 +44,8 @@ def overview_screen(console: Console, account: Account) -> None:
     if account["stuck"]:
         _heading(console, "Stuck")
         for job in account["stuck"]:
-            _aligned(console, "  ", f"{job['job_id']}  for {_span(job['seconds'])}")
-            _aligned(console, "    ", f"{job['reason']}; {job['remedy']}")
+            aligned(console, "  ", f"{job['job_id']}  for {_span(job['seconds'])}")
+            aligned(console, "    ", f"{job['reason']}; {job['remedy']}")
     _heading(console, "Workers")
     for worker in account["workers"]:
         _worker(console, worker)
@@ -56,11 +56,11 @@ def overview_screen(console: Console, account: Account) -> None:
     if day["calls_of_unknown_price"]:
         spend += f" ({day['calls_of_unknown_price']:,} of unknown price not included)"
     ended = f"{day['complete']:,} complete · {day['failed']:,} failed"
-    _aligned(console, "  ", f"{ended} · {day['cancelled']:,} cancelled")
-    _aligned(console, "  ", f"{spend} · ${day['cost_usd_30_days']:.2f} in 30 days")
+    aligned(console, "  ", f"{ended} · {day['cancelled']:,} cancelled")
+    aligned(console, "  ", f"{spend} · ${day['cost_usd_30_days']:.2f} in 30 days")
     for job in day["failures"]:
-        _aligned(console, "  failed   ", f"{job['id']}  {_clock(job['completed_at'])}", style="red")
-        _aligned(console, "           ", job["error"] or "no reason noted")
+        aligned(console, "  failed   ", f"{job['id']}  {_clock(job['completed_at'])}", style="red")
+        aligned(console, "           ", job["error"] or "no reason noted")
 
 
 def job_screen(console: Console, job: Account) -> None:
@@ -72,14 +72,12 @@ def job_screen(console: Console, job: Account) -> None:
         markup=False,
     )
     if job["seconds_left"]:
-        _aligned(
-            console, " " * (_BAR_CELLS + 9), f"about {_span(job['seconds_left'])} left to read"
-        )
+        aligned(console, " " * (_BAR_CELLS + 9), f"about {_span(job['seconds_left'])} left to read")
     console.print()
-    _aligned(console, "", job["why"])
+    aligned(console, "", job["why"])
     console.print()
     for label, value in _facts_of_job(job):
-        _aligned(console, f"{label:<{_LABEL_CELLS}}", value)
+        aligned(console, f"{label:<{_LABEL_CELLS}}", value)
     _timeline(console, job["events"])
 
 
@@ -105,13 +103,13 @@ def facts_screen(console: Console, account: Account) -> None:
 def _fact(console: Console, fact: Account, by_id: dict[str, Account]) -> None:
     seen = f"{_day(fact['observed_at'])}, {fact['source']}, {fact['confidence']} confidence"
     superseded = fact["superseded_by"] is not None
-    _aligned(console, "x " if superseded else "- ", f"{fact['statement']} ({seen})")
+    aligned(console, "x " if superseded else "- ", f"{fact['statement']} ({seen})")
     newer = by_id.get(fact["superseded_by"] or "")
     if newer is not None:
-        _aligned(console, "    superseded by: ", newer["statement"], style="dim")
+        aligned(console, "    superseded by: ", newer["statement"], style="dim")
     for evidence in fact["evidence"] or []:
         quote = " ".join(str(evidence.get("quote", "")).split())
-        _aligned(console, "    ", f"“{quote}”")
+        aligned(console, "    ", f"“{quote}”")
         for name in ("conversation", "message"):
             place = evidence.get(f"{name}_id")
             console.print(f"      {name} {place}", style="dim", markup=False, soft_wrap=True)
@@ -170,10 +168,10 @@ def _timeline(console: Console, events: list[Account]) -> None:
         if event["event"] == "claimed":
             told = f"attempt {event['attempt']} by {event['worker_id']}"
         what = f"  {_clock(event['at'])}  {event['event']:<{_EVENT_CELLS}}  "
-        _aligned(console, what, " ".join(filter(None, (step, told))))
+        aligned(console, what, " ".join(filter(None, (step, told))))
 
 
-def _aligned(console: Console, left: str, text: str, *, style: str = "") -> None:
+def aligned(console: Console, left: str, text: str, *, style: str = "") -> None:
     """Print text beside what stands left of it, its further lines below its first."""
     room = max(20, console.width - len(left))
     for line in textwrap.wrap(text, room, break_on_hyphens=False) or [""]:
@@ -182,7 +180,7 @@ def _aligned(console: Console, left: str, text: str, *, style: str = "") -> None
 
 
 def _running(console: Console, job: Account) -> None:
-    _aligned(console, f"  {_bar(job['progress'])} {job['progress']:>3}%  ", job["job_id"])
+    aligned(console, f"  {_bar(job['progress'])} {job['progress']:>3}%  ", job["job_id"])
     told = [job["step"] or "starting"]
     to_read = job["chunks_read"] + job["chunks_unread"]
     if job["step"] == "extract_facts" and to_read:
@@ -191,10 +189,10 @@ def _running(console: Console, job: Account) -> None:
     if job["seconds_left"]:
         told.append(f"about {_span(job['seconds_left'])} left to read")
     told.append(f"${job['cost_usd']:.4f}")
-    _aligned(console, f"  {'':<{_BAR_CELLS}}        ", " · ".join(told))
+    aligned(console, f"  {'':<{_BAR_CELLS}}        ", " · ".join(told))
     if job["lease_left_seconds"] is not None and job["lease_left_seconds"] < 0:
         lost = f"{job['worker_id'] or 'its worker'} is lost; the next claim takes it up"
-        _aligned(console, f"  {'':<{_BAR_CELLS}}        ", lost, style="red")
+        aligned(console, f"  {'':<{_BAR_CELLS}}        ", lost, style="red")
 
 
 def _worker(console: Console, worker: Account) -> None:
@@ -210,10 +208,10 @@ def _worker(console: Console, worker: Account) -> None:
         f"{worker['calls_per_minute']} a minute",
         f"beat {beat} ago" if worker["alive"] else f"silent for {beat}",
     ]  # fmt: skip
-    _aligned(console, "  ", f"{worker['worker_id']}  ({worker['version']})")
-    _aligned(console, "    ", " · ".join(told), style="" if worker["alive"] else "red")
+    aligned(console, "  ", f"{worker['worker_id']}  ({worker['version']})")
+    aligned(console, "    ", " · ".join(told), style="" if worker["alive"] else "red")
     if worker["waiting_for"]:
-        _aligned(console, "    ", f"paused: {worker['waiting_for']}", style="yellow")
+        aligned(console, "    ", f"paused: {worker['waiting_for']}", style="yellow")
 
 
 def _heading(console: Console, text: str) -> None:
