@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import psutil
 
 from daemon import __version__
-from daemon.database import database_errors, is_transaction_pooler, open_pool
+from daemon.database import is_transaction_pooler, open_pool
 from daemon.errors import OutOfReach, Systemic
 from daemon.fullpass.chunks import tiers_for
 from daemon.fullpass.context import Pass
@@ -36,10 +36,12 @@ from daemon.llm.limiter import CallLimiter
 from daemon.llm.providers import provider_from
 from daemon.logs import bind_job, get_logger, masked
 from daemon.memory_gauge import Gauge, allowed_calls, peak_rss_bytes, read_gauge
+from daemon.ops.doctor import at_start
 from daemon.queue import jobs
 from daemon.queue.backoff import Backoff
 from daemon.queue.ending import Endings, Tally
 from daemon.queue.heartbeat import Heartbeat
+from daemon.queue.housekeeping import keep_house
 from daemon.queue.lease import Lease, clock
 from daemon.queue.liveness import LoopEcho, patience_seconds
 from daemon.queue.shutdown import Shutdown
@@ -207,10 +209,12 @@ class Worker:
             provider=self._provider.name, memory_limit_mb=self._gauge.limit_bytes >> 20,
             memory_limit_from=self._gauge.source, llm_limit=self._limiter.limit,
         )  # fmt: skip
+        look = asyncio.create_task(at_start(None if once else pool, settings))
         try:
             await self._serve(serving, once=once)
             await self._drain()
         finally:
+            look.cancel()
             drain_watch.cancel()
             await asyncio.to_thread(heartbeat.stop)
             await serving.wakeup.close()
@@ -260,8 +264,7 @@ class Worker:
     async def _claim_all(self, serving: _Serving) -> None:
         """Start due jobs for as long as there is room for one more."""
         if time.monotonic() >= self._mend_at:
-            if missing := await jobs.mend_queue(serving.pool):
-                _log.warning("queue.mended", users=missing)
+            await keep_house(serving.pool, retention_days=self._settings.pipeline_retention_days)
             self._mend_at = time.monotonic() + _MEND_SECONDS * random.uniform(0.8, 1.2)
         while room := self._room():
             sent_at = clock()
@@ -330,16 +333,7 @@ class Worker:
         """With `once`: seconds to wait for a job due soon, or None when there is none."""
         if self._only is not None:
             return None
-        with database_errors():
-            seconds: float | None = await pool.fetchval(
-                """
-                select extract(epoch from min(
-                    case status when 'pending' then run_at else lease_expires_at end
-                ) - clock_timestamp())::float8
-                from public.processing_jobs
-                where status = 'pending' or (status = 'processing' and lease_epoch > 0)
-                """
-            )
+        seconds = await jobs.seconds_to_next(pool)
         if seconds is None or seconds > _NEAR_RETRY_SECONDS:
             return None
         return max(0.1, min(seconds + 0.05, self._settings.poll_interval_seconds))

@@ -18,6 +18,7 @@ Account = dict[str, Any]
 _BAR_CELLS = 20
 _LABEL_CELLS = 10
 _EVENT_CELLS = 16
+_LISTED = 5
 _STYLES = {
     "pending": "yellow", "processing": "cyan", "complete": "green", "failed": "red",
     "cancelled": "magenta",
@@ -42,10 +43,7 @@ def overview_screen(console: Console, account: Account) -> None:
         for job in account["running"]:
             _running(console, job)
     if account["stuck"]:
-        _heading(console, "Stuck")
-        for job in account["stuck"]:
-            aligned(console, "  ", f"{job['job_id']}  for {_span(job['seconds'])}")
-            aligned(console, "    ", f"{job['reason']}; {job['remedy']}")
+        _stuck(console, account["stuck"], queue["stuck"])
     _heading(console, "Workers")
     for worker in account["workers"]:
         _worker(console, worker)
@@ -58,7 +56,7 @@ def overview_screen(console: Console, account: Account) -> None:
     ended = f"{day['complete']:,} complete · {day['failed']:,} failed"
     aligned(console, "  ", f"{ended} · {day['cancelled']:,} cancelled")
     aligned(console, "  ", f"{spend} · ${day['cost_usd_30_days']:.2f} in 30 days")
-    for job in day["failures"]:
+    for job in day["failures"][:_LISTED]:
         aligned(console, "  failed   ", f"{job['id']}  {_clock(job['completed_at'])}", style="red")
         aligned(console, "           ", job["error"] or "no reason noted")
 
@@ -193,6 +191,17 @@ def _running(console: Console, job: Account) -> None:
     if job["lease_left_seconds"] is not None and job["lease_left_seconds"] < 0:
         lost = f"{job['worker_id'] or 'its worker'} is lost; the next claim takes it up"
         aligned(console, f"  {'':<{_BAR_CELLS}}        ", lost, style="red")
+
+
+def _stuck(console: Console, jobs: list[Account], of_all: int) -> None:
+    """Show the longest of each kind: what helps one helps its like."""
+    _heading(console, f"Stuck ({of_all})")
+    kinds = {(job["reason"], job["remedy"]): job for job in reversed(jobs)}
+    for (reason, remedy), job in list(reversed(kinds.items()))[:_LISTED]:
+        alike = sum(j["reason"] == reason for j in jobs) - 1
+        more = f", and {alike} more" if alike else ""
+        aligned(console, "  ", f"{job['job_id']}  for {_span(job['seconds'])}{more}")
+        aligned(console, "    ", f"{reason}; {remedy}")
 
 
 def _worker(console: Console, worker: Account) -> None:

@@ -92,16 +92,18 @@ async def examine(
     return found
 
 
-async def at_start(pool: Pool, settings: Settings, *, worker_id: str) -> None:
-    """Log what a worker's database and machine look like; never in the way of its first claim."""
+async def at_start(pool: Pool | None, settings: Settings) -> None:
+    """Log what a worker's database and machine look like, beside its first claim; None: nothing."""
+    if pool is None:
+        return
     try:
         found = await check_database(pool, settings)
     except (FullpassError, asyncpg.PostgresError) as error:
-        _log.info("doctor.unknown", worker_id=worker_id, error=masked(first_line(error)))
+        _log.info("doctor.unknown", error=masked(first_line(error)))
         return
     wrong = {f.check: f"{f.told}: {f.remedy}" for f in found if f.state in {"mend", "note"}}
     log = _log.warning if any(f.state == "mend" for f in found) else _log.info
-    log("doctor.looked", worker_id=worker_id, ok=len(found) - len(wrong), **wrong)
+    log("doctor.looked", ok=len(found) - len(wrong), **wrong)
 
 
 async def check_database(pool: Pool, settings: Settings) -> list[Finding]:
@@ -218,10 +220,9 @@ async def _check_schema(url: str) -> list[Finding]:
         names = ", ".join(m.label for m in state.pending[:3])
         more = f" and {len(state.pending) - 3} more" if len(state.pending) > 3 else ""
         found.append(mend("migrations", f"not applied: {names}{more}", "run `fullpass migrate`"))
-    found += [
-        mend("migrations", line.partition(": ")[0], line.partition(": ")[2])
-        for line in (*state.drifted, *state.blocked)
-    ]
+    for line in (*state.drifted, *state.blocked):
+        told, _, remedy = line.removeprefix("drifted: ").partition(": ")
+        found.append(mend("migrations", told, remedy))
     if state.newer:
         found.append(
             note("migrations", f"the database knows {len(state.newer)} that this release does not",

@@ -22,7 +22,8 @@ select (select count(*) from public.processing_jobs where status = 'pending') as
        d.due, d.oldest_due_seconds,
        (select count(*) from public.processing_jobs
         where status = 'pending' and run_at > now()) as later,
-       (select count(*) from public.processing_jobs where status = 'processing') as processing
+       (select count(*) from public.processing_jobs where status = 'processing') as processing,
+       (select count(*) from fullpass.ops_stuck) as stuck
 from (
     select count(*) as due, extract(epoch from now() - min(run_at))::float8 as oldest_due_seconds
     from public.processing_jobs
@@ -121,7 +122,7 @@ def _verdict(now: dict[str, Any]) -> tuple[bool, str]:
         return False, f"{len(paused)} of {_count(len(alive), 'worker')} paused: {told}."
     if now["stuck"]:
         first = now["stuck"][0]
-        more = f" ({len(now['stuck'])} are stuck)" if len(now["stuck"]) > 1 else ""
+        more = f" ({queue['stuck']} are stuck)" if queue["stuck"] > 1 else ""
         return False, f"{first['job_id']} is stuck: {first['reason']}; {first['remedy']}{more}."
     ended = day["complete"] + day["failed"]
     if day["failed"] and day["complete"] < _POOR_SUCCESS * ended:

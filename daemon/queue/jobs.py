@@ -154,10 +154,19 @@ async def excuse(pool: Pool, job: Job, *, worker_id: str) -> None:
         await pool.execute("select fullpass.excuse($1, $2, $3)", worker_id, job.id, job.lease_epoch)
 
 
-async def mend_queue(pool: Pool) -> int:
-    """Put users back in line who have jobs and no place; return how many were missing."""
+async def seconds_to_next(pool: Pool) -> float | None:
+    """Return when the next job may be claimed, pending or left by a dead worker; None: never."""
     with database_errors():
-        return cast("int", await pool.fetchval("select fullpass.mend_queue()"))
+        seconds: float | None = await pool.fetchval(
+            """
+            select extract(epoch from least(
+                (select min(run_at) from public.processing_jobs where status = 'pending'),
+                (select min(lease_expires_at) from public.processing_jobs
+                 where status = 'processing' and lease_epoch > 0)
+            ) - clock_timestamp())::float8
+            """
+        )
+    return seconds
 
 
 async def enqueue(
