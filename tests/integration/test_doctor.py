@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +52,9 @@ async def examined(setup: dict[str, Any], **changes: Any) -> dict[str, Finding]:
         await pool.close()
     # Whatever is wrong comes with what to do.
     assert all(f.remedy for f in found if f.state in {"mend", "note"})
-    return {finding.check: finding for finding in found}
+    # Of several findings of one check the worst counts.
+    worst = sorted(found, key=lambda f: ("ok", "unknown", "note", "mend").index(f.state))
+    return {finding.check: finding for finding in worst}
 
 
 def to_mend(found: dict[str, Finding]) -> set[str]:
@@ -65,7 +70,7 @@ def test_a_healthy_set_up_is_ok_line_by_line_and_exits_0(
     cli = Cli(tmp_path, **{name.upper(): value for name, value in setup.items()})
     done = cli.run("doctor")
     assert done.returncode == 0, done.stdout + done.stderr
-    checks = [line.split("  ")[0].split() for line in done.stdout.splitlines() if line[0] != " "]
+    checks = [line.split() for line in done.stdout.splitlines() if line[:1].strip()]
     assert {"database", "pooler", "clock", "rights", "rls", "memory", "migrations", "chunk",
             "listen", "storage", "model"} <= {words[1] for words in checks}  # fmt: skip
     assert {words[0] for words in checks} == {"ok"}, done.stdout
@@ -111,7 +116,8 @@ async def test_a_schema_of_another_release(setup: dict[str, Any], database_url: 
     assert newer["migrations"].state == "note"
     ask(database_url, "update fullpass.schema_migrations set sha256 = 'y' where version = 1")
     drifted = await examined(setup)
-    assert "another text" in drifted["migrations"].told or to_mend(drifted) == {"migrations"}
+    assert to_mend(drifted) == {"migrations"}
+    assert "was applied with another text" in drifted["migrations"].told
 
 
 async def test_a_key_or_a_model_that_the_server_refuses(
@@ -143,7 +149,7 @@ async def test_storage_that_refuses_the_key_or_is_not_there(
 ) -> None:
     refused = await examined(setup, supabase_service_key="sb_secret_wrong")
     assert to_mend(refused) == {"storage"}
-    assert "key" in refused["storage"].told
+    assert "check the key" in str(refused["storage"].remedy)
     elsewhere = await examined(setup, supabase_url=anthropic_server.url)
     assert to_mend(elsewhere) == {"storage"}
     unset = await examined(setup, supabase_url=None, supabase_service_key=None)
@@ -238,34 +244,32 @@ def test_a_clock_that_is_off_is_told(ahead: timedelta, state: str) -> None:
     assert ("ahead" in finding.told) == (ahead > timedelta())
 
 
-def test_a_starting_worker_looks_too_and_claims_within_three_seconds(
+def test_a_starting_worker_looks_too_and_does_not_wait_for_it(
     tmp_path: Path, database_url: str
 ) -> None:
-    import subprocess
-    import sys
-    import time
-
     ask(database_url, "select fullpass.enqueue($1, 'file:///nowhere.json')", uuid4())
-    env = environment(database_url, None, llm_provider="offline")
     log = tmp_path / "log"
-    started = time.monotonic()
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "daemon", "worker"], env=env, stderr=stderr,
+            [sys.executable, "-m", "daemon", "worker"],
+            env=environment(database_url, None, llm_provider="offline"),
+            stderr=stderr,
             stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
     try:
-        deadline = started + 30
-        claimed = None
-        while claimed is None or '"doctor.looked"' not in log.read_text():
+        deadline = time.monotonic() + 60
+        while not all(
+            f'"{event}"' in log.read_text() for event in ("doctor.looked", "job.claimed")
+        ):
             assert time.monotonic() < deadline, log.read_text()
-            if claimed is None and '"job.claimed"' in log.read_text():
-                claimed = time.monotonic() - started
-            time.sleep(0.01)  # polled until the deadline
+            time.sleep(0.02)  # polled until the deadline
     finally:
         process.terminate()
         assert process.wait(20) == 0
-    assert claimed < 3
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    (looked,) = [line for line in lines if line["event"] == "doctor.looked"]
-    assert looked["ok"] >= 5
+    lines = {(line := json.loads(text))["event"]: line for text in log.read_text().splitlines()}
+    assert lines["doctor.looked"]["ok"] >= 5
+    started, claimed = (
+        datetime.fromisoformat(lines[event]["timestamp"])
+        for event in ("worker.started", "job.claimed")
+    )
+    assert (claimed - started).total_seconds() < 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import signal
 import time
@@ -11,7 +10,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
-import asyncpg
 import pytest
 from rich.console import Console
 
@@ -20,58 +18,10 @@ from daemon.database import connect
 from daemon.ops.overview import overview
 from daemon.ops.status import job_account
 from tests.support.cli import ROOT, Cli, ask
-from tests.support.history import a_year_of_jobs
+from tests.support.history import VIEWS, views_are_quick
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-VIEWS = (
-    "overview", "running", "stuck", "durations", "errors", "hourly", "costs", "workers",
-)  # fmt: skip
-BIG = {"processing_jobs", "passes", "job_events", "llm_calls", "job_costs"}
-
-
-def walked(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for inner in plan.get("Plans", []):
-        yield from walked(inner)
-
-
-async def quickest_ms(db: asyncpg.Connection[asyncpg.Record], query: str) -> float:
-    """The best of a few: what else this machine does is not the query's fault."""
-    best = float("inf")
-    for _ in range(7):
-        started = time.perf_counter()
-        await db.fetch(query)
-        best = min(best, (time.perf_counter() - started) * 1000)
-    return best
-
-
-async def views_are_quick(url: str, *, jobs: int) -> None:
-    db = await connect(url, command_timeout_seconds=1200)
-    try:
-        await a_year_of_jobs(db, jobs)
-        for view in VIEWS:
-            query = f"select * from fullpass.ops_{view}"
-            (plan,) = json.loads(await db.fetchval(f"explain (format json) {query}"))
-            scanned = {
-                node.get("Relation Name")
-                for node in walked(plan["Plan"])
-                if node["Node Type"] == "Seq Scan"
-            }
-            assert not scanned & BIG, f"ops_{view} reads a whole table: {scanned}"
-            assert await quickest_ms(db, query) <= 50, view
-        best = float("inf")
-        for _ in range(7):
-            started = time.perf_counter()
-            now = await overview(db)
-            best = min(best, (time.perf_counter() - started) * 1000)
-        assert best <= 50
-        assert now["queue"]["pending"] == 60
-        assert now["last_24_hours"]["complete"] > jobs / 400
-    finally:
-        await db.close()
 
 
 async def test_every_view_and_the_status_screen_stay_quick_with_many_ended_jobs(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
@@ -70,16 +69,10 @@ def login_in(url: str, role: str) -> Iterator[str]:
     try:
         yield urlunsplit(parts._replace(netloc=f"{name}:{password}@{host}"))
     finally:
-        asyncio.run(_drop(url, name))
-
-
-async def _drop(url: str, name: str) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(
-            "select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = $1", name
+        ask(
+            url,
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = $1",
+            name,
         )
-        await connection.execute(f"drop owned by {name}")
-        await connection.execute(f"drop role {name}")
-    finally:
-        await connection.close()
+        ask(url, f"drop owned by {name}")
+        ask(url, f"drop role {name}")
