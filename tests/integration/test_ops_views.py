@@ -313,13 +313,25 @@ def paths_of(value: Any, at: str = "") -> set[str]:
 def documented(section: str) -> set[str]:
     page = (ROOT / "docs/operating.md").read_text()
     body = page.split(f"## {section}\n")[1].split("\n## ")[0]
-    return set(re.findall(r"^\| `([^`]+)` \|", body, re.MULTILINE))
+    cells = re.findall(r"^\| (`[^|]+`) \|", body, re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
 
 
 def test_the_json_of_status_is_what_the_page_says(tmp_path: Path, database_url: str) -> None:
     scenes(database_url)
     real = paths_of(Cli(tmp_path, DATABASE_URL=database_url).json("status", "--json"))
     assert real == documented("The JSON of `fullpass status`")
+
+
+async def test_the_json_of_a_job_is_what_the_page_says(database_url: str) -> None:
+    scenes(database_url)
+    db = await connect(database_url)
+    try:
+        account = await job_account(db, UUID(int=1))
+    finally:
+        await db.close()
+    assert account is not None
+    assert set(account) == documented("The JSON of `fullpass status JOB`")
 
 
 def test_every_view_and_column_is_on_the_page(database_url: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from daemon.database import connect
@@ -99,8 +100,8 @@ async def views_are_quick(url: str, *, jobs: int) -> dict[str, float]:
                 if node["Node Type"] == "Seq Scan"
             }
             assert not scanned & BIG, f"ops_{view} reads a whole table: {scanned}"
-            times[view] = await _quickest_ms(lambda query=query: db.fetch(query))
-        times["status"] = await _quickest_ms(lambda: overview(db))
+            times[view] = await _quickest_ms(partial(db.fetch, query))
+        times["status"] = await _quickest_ms(partial(overview, db))
         now = await overview(db)
         assert now["queue"]["pending"] == 60
         assert now["last_24_hours"]["complete"] > jobs / 400
