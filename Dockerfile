@@ -1,8 +1,10 @@
 # The worker's image: production dependencies at their pinned versions and nothing else.
+# `--build-arg EXTRAS=bedrock` (or vertex) adds what LLM_PROVIDER needs there.
 # Every RUN line is also executed by tests/integration/test_dockerfile.py, so keep them to
 # /opt/venv, /src and plain Python where that is possible.
 
 FROM python:3.13-slim AS build
+ARG EXTRAS=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_ROOT_USER_ACTION=ignore
@@ -13,7 +15,7 @@ RUN python -m pip install --upgrade --constraint constraints.txt pip \
     && python -m venv --without-pip /opt/venv
 # Dependencies first: this layer is built again only when they change, not with every line of code.
 COPY pyproject.toml ./
-RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*project['dependencies'], sep='\n')" > requirements.txt \
+RUN python -c "import os, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = os.environ.get('EXTRAS', '').split(); print(*project['dependencies'], *[d for e in extras for d in project['optional-dependencies'][e]], sep='\n')" > requirements.txt \
     && python -m pip --python /opt/venv/bin/python install --constraint constraints.txt --requirement requirements.txt
 COPY README.md LICENSE ./
 COPY daemon daemon

@@ -15,7 +15,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python
 WORKERS ?= 2
 # Further options of pytest: make test ARGS='-k lease -x'
 ARGS ?=
-BENCHES := bench-queue bench-ingest bench-llm bench-quality bench-scale
+BENCHES := bench-queue bench-ingest bench-llm bench-quality bench-scale bench-cost
 
 .PHONY: help install demo test check format faults bench $(BENCHES) pins clean
 
@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml constraints.txt
 	export PIP_DISABLE_PIP_VERSION_CHECK=1; \
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip; \
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
-		--build-constraint constraints.txt --editable '.[embedded]' --group dev; \
+		--build-constraint constraints.txt --editable '.[embedded,bedrock,vertex]' --group dev; \
 	touch $@
 
 demo: $(STAMP) ## Read the bundled example and print its MEMORY
@@ -74,7 +74,7 @@ pins: ## Renew constraints.txt from the newest versions that pyproject.toml allo
 	@set -euo pipefail; fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	"$(PYTHON)" -m venv "$$fresh"; \
 	"$$fresh"/bin/python -m pip install --quiet --upgrade pip; \
-	"$$fresh"/bin/python -m pip install --quiet '.[embedded]' --group dev; \
+	"$$fresh"/bin/python -m pip install --quiet '.[embedded,bedrock,vertex]' --group dev; \
 	{ sed '/^#/!d' constraints.txt; \
 	  "$$fresh"/bin/python -m pip freeze --all --exclude fullpass --exclude setuptools \
 	    | tr 'A-Z_' 'a-z-' | LC_ALL=C sort; } > "$$fresh"/constraints.txt; \

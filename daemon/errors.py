@@ -15,6 +15,7 @@
     │   └── Cancelled       the person asked to stop; keep what there is
     └── CallError           one model call; handled where calls are made, never ends a job itself
         ├── CallFailed      it failed in passing: repeat it after a back-off
+        │   └── Throttled   the server asks for fewer calls (llm/rate_limits.py: it carries limits)
         ├── BadCall         it cannot succeed with this input: change the input
         └── UselessReply    it was answered, and paid, but the reply cannot be used: ask again
 

@@ -210,3 +210,19 @@ def peak_rss_bytes() -> int:
     """Return this process's highest resident size so far; the unit differs between systems."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_rss_bytes_of(pid: int, *, proc_root: Path = Path("/proc")) -> int:
+    """Return another process's highest resident size so far; 0 when it is gone.
+
+    Where there is no /proc it is the present size, through psutil.
+    """
+    known = _field(proc_root / str(pid) / "status", "VmHWM:")
+    if known is not None or proc_root.is_dir():
+        return (known or 0) * 1024
+    import psutil  # noqa: PLC0415 - not needed on Linux
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0

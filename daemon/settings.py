@@ -8,6 +8,7 @@ setting needs to be of use: that a database answers, that a key is accepted.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -78,6 +79,15 @@ class Settings(BaseSettings):
     aws_region: str | None = None
     aws_access_key_id: str | None = Field(default=None, repr=False)
     aws_secret_access_key: SecretStr | None = None
+    aws_session_token: SecretStr | None = None
+    aws_bearer_token_bedrock: SecretStr | None = None
+    anthropic_bedrock_base_url: str | None = None
+    anthropic_bedrock_mantle_base_url: str | None = None
+    anthropic_vertex_project_id: str | None = None
+    cloud_ml_region: str = "global"
+    anthropic_vertex_base_url: str | None = None
+    model_capabilities: Annotated[dict[str, dict[str, Any]], NoDecode] = Field(default_factory=dict)
+    """What to know of models beside or instead of the built-in table (`llm/pricing.py`)."""
     extraction_model: str = DEFAULT_MODEL
     memory_model: str = DEFAULT_MODEL
     sections_model: str = DEFAULT_MODEL
@@ -161,6 +171,18 @@ class Settings(BaseSettings):
             raise ValueError("must be one or more different names, separated by commas")
         return value
 
+    @field_validator("model_capabilities", mode="before")
+    @classmethod
+    def _by_model(cls, value: object) -> object:
+        rule = 'must be JSON that maps models to capabilities: {"my-model": {"input_usd": 0.2}}'
+        try:
+            given = json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            raise ValueError(rule) from None
+        if not isinstance(given, dict) or not all(isinstance(v, dict) for v in given.values()):
+            raise ValueError(rule)
+        return given
+
     @field_validator("max_jobs_per_user_per_day", mode="before")
     @classmethod
     def _zero_is_no_limit(cls, value: object) -> object:
@@ -181,7 +203,15 @@ class Settings(BaseSettings):
     def _postgres_url(cls, value: str | None) -> str | None:
         return _checked_url(value, _POSTGRES, "postgresql://user:password@host:5432/database")
 
-    @field_validator("supabase_url", "anthropic_base_url", "alert_webhook", "notify_webhook")
+    @field_validator(
+        "supabase_url",
+        "anthropic_base_url",
+        "anthropic_bedrock_base_url",
+        "anthropic_bedrock_mantle_base_url",
+        "anthropic_vertex_base_url",
+        "alert_webhook",
+        "notify_webhook",
+    )
     @classmethod
     def _web_url(cls, value: str | None) -> str | None:
         return _checked_url(value, _WEB, "https://host/path")
@@ -201,6 +231,8 @@ class Settings(BaseSettings):
                 f"LEASE_SECONDS: must be at least {_BEATS_PER_LEASE} × HEARTBEAT_SECONDS "
                 f"({_BEATS_PER_LEASE} × {self.heartbeat_seconds:g})"
             )
+        if (self.aws_access_key_id is None) != (self.aws_secret_access_key is None):
+            breaches.append("AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY: need each other")
         if self.chunk_overlap_tokens * 2 > self.medium_chunk_tokens:
             breaches.append("CHUNK_OVERLAP_TOKENS: must be at most half of MEDIUM_CHUNK_TOKENS")
         if breaches:

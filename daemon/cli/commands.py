@@ -134,6 +134,29 @@ def demo(out: Path, *, verbose: bool) -> int:
     epilog="""
 \b
 Examples:
+  fullpass estimate chatgpt-export.zip
+  fullpass estimate conversations.json --json | jq .dollars
+  FACT_EXTRACTION_CONCURRENCY=10 fullpass estimate chatgpt-export.zip
+""",
+)
+@click.argument("export", type=click.Path(path_type=Path))
+@_json("the account")
+def estimate(export: Path, *, as_json: bool) -> int:
+    """Say what a pass over an export would read, ask of a model, cost and take.
+
+    Nothing is paid: no model is called, and no database is needed. What would be left out is told
+    with the reason. Chunks and extraction calls are counted as a pass makes them; what comes after
+    rests on the assumptions it names.
+    """
+    from daemon.cli.estimate import estimate_export
+
+    return estimate_export(export, as_json=as_json)
+
+
+@fullpass.command(
+    epilog="""
+\b
+Examples:
   fullpass worker
   fullpass worker --once --json
 """,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+from daemon.ops.costs import savings, tokens
 from daemon.ops.status import CATEGORIES
 
 if TYPE_CHECKING:
@@ -142,7 +143,11 @@ def _facts_of_job(job: Account) -> list[tuple[str, str]]:
     if cost["calls"]:
         by_purpose = ", ".join(f"{n['calls']} {name}" for name, n in cost["by_purpose"].items())
         add("Cost", f"${cost['cost_usd']:.4f}, {cost['calls']} calls ({by_purpose})")
-        add("", f"{cost['input_tokens']:,} tokens in, {cost['output_tokens']:,} out")
+        if cost["calls_of_unknown_price"]:
+            add("", f"{cost['calls_of_unknown_price']:,} of unknown price not included")
+        add("", tokens(cost))
+    if saved := savings(cost):
+        add("" if cost["calls"] else "Cost", saved)
     used = f"{job['attempts']} of {job['max_attempts'] or 5}, {job['crashes']} crashes"
     add("Attempts", f"{used}, lease epoch {job['lease_epoch']}")
     profile = job["profile"]

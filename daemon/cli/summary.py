@@ -5,9 +5,11 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from daemon.ops.costs import savings, tokens
 from daemon.ops.status import CATEGORIES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 _WIDTH = 80
@@ -19,15 +21,14 @@ _TIED = "\u00a0"
 def summary(report: dict[str, Any], *, folder: Path) -> str:
     """Render the report of a completed run (`results.Results.report`)."""
     lines = [_headline(report), ""]
-    lines += _entry("Facts", _facts(report))
+    lines += entry("Facts", _facts(report))
     if report["why_no_facts"]:
-        lines += _entry("Why none", [report["why_no_facts"]])
-    lines += _entry("Read", _read(report))
-    left_out = _left_out(report)
-    if left_out:
-        lines += _entry("Left out", left_out)
-    lines += _entry("Cost", [_cost(report)])
-    lines += _entry("Files", [f"{folder}/MEMORY.md, sections.json, facts.jsonl, report.json"])
+        lines += entry("Why none", [report["why_no_facts"]])
+    lines += entry("Read", _read(report))
+    if skipped := left_out(report):
+        lines += entry("Left out", skipped)
+    lines += entry("Cost", list(filter(None, [_cost(report), savings(report["cost"])])))
+    lines += entry("Files", [f"{folder}/MEMORY.md, sections.json, facts.jsonl, report.json"])
     notes = _notes(report)
     if notes:
         lines += ["", *notes]
@@ -35,8 +36,8 @@ def summary(report: dict[str, Any], *, folder: Path) -> str:
 
 
 def _headline(report: dict[str, Any]) -> str:
-    conversations = _count(report["conversations"] or 0, "conversation")
-    messages = _count(report["messages"] or 0, "message")
+    conversations = count(report["conversations"] or 0, "conversation")
+    messages = count(report["messages"] or 0, "message")
     return (
         f"MEMORY from {conversations} and {messages} ({report['source'] or 'no source'}), "
         f"in {_duration(report['seconds'])}"
@@ -67,7 +68,8 @@ def _read(report: dict[str, Any]) -> list[str]:
     return [f"{coverage['read']:,} of {coverage['chunks']:,} chunks ({share:g}%): {kinds}"]
 
 
-def _left_out(report: dict[str, Any]) -> list[str]:
+def left_out(report: dict[str, Any]) -> list[str]:
+    """Say what of the export was not read, and why."""
     export = report["export"] or {}
     lines = []
     kinds = [
@@ -82,7 +84,7 @@ def _left_out(report: dict[str, Any]) -> list[str]:
     if ignored:
         lines.append(", ".join(f"{n} {kind}" for kind, n in ignored.items()))
     if export.get("redacted"):
-        lines.append(f"{_count(export['redacted'], 'credential')} replaced by a marker")
+        lines.append(f"{count(export['redacted'], 'credential')} replaced by a marker")
     damages = export.get("damages") or []
     if export.get("damaged"):
         lines.append(f"{export['damaged']} damaged, the rest was kept:")
@@ -98,10 +100,9 @@ def _cost(report: dict[str, Any]) -> str:
         return "nothing: no model was used"
     if not cost["calls"]:
         return "$0.0000: nothing new to read, no call was made"
-    tokens = f"{cost['input_tokens']:,} tokens in, {cost['output_tokens']:,} out"
-    told = f"${cost['cost_usd']:.4f} for {_count(cost['calls'], 'call')}, {tokens}"
+    told = f"${cost['cost_usd']:.4f} for {count(cost['calls'], 'call')}, {tokens(cost)}"
     if cost["calls_of_unknown_price"]:
-        told += f"; {_count(cost['calls_of_unknown_price'], 'call')} of unknown price not included"
+        told += f"; {count(cost['calls_of_unknown_price'], 'call')} of unknown price not included"
     return told
 
 
@@ -110,11 +111,11 @@ def _notes(report: dict[str, Any]) -> list[str]:
     earlier = report["earlier"]
     kept = []
     if earlier["facts_of_other_sources"]:
-        count = _count(earlier["facts_of_other_sources"], "fact")
-        kept.append(f"{count} from {', '.join(earlier['other_sources'])}")
+        number = count(earlier["facts_of_other_sources"], "fact")
+        kept.append(f"{number} from {', '.join(earlier['other_sources'])}")
     if earlier["conversations_of_this_source"]:
-        count = _count(earlier["conversations_of_this_source"], "conversation")
-        kept.append(f"{count} that an earlier export held and this one does not")
+        number = count(earlier["conversations_of_this_source"], "conversation")
+        kept.append(f"{number} that an earlier export held and this one does not")
     if kept:
         notes.append(f"MEMORY also rests on earlier exports of the same person: {'; '.join(kept)}.")
     memory, sections = report["memory"] or {}, report["sections"] or {}
@@ -138,7 +139,7 @@ def _notes(report: dict[str, Any]) -> list[str]:
     return [line for note in notes for line in textwrap.wrap(note, _WIDTH)]
 
 
-def _entry(label: str, texts: list[str]) -> list[str]:
+def entry(label: str, texts: Sequence[str]) -> list[str]:
     """Put a label beside its texts, wrapped."""
     lines: list[str] = []
     for text in texts:
@@ -166,5 +167,6 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """Put a number before its noun."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -22,6 +22,7 @@ from daemon.export.chatgpt_text import (
     unwrapped,
 )
 from daemon.export.conversation import Conversation, Message
+from daemon.export.spool import Spool, SpooledMessages, collected
 from daemon.export.values import (
     DecodeError,
     clean,
@@ -34,12 +35,16 @@ from daemon.export.values import (
     time_of,
     title_of,
 )
+from daemon.export.values import decode as decode_plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
+    from pathlib import Path
 
     from daemon.export.conversation import ReadReport, Role
+    from daemon.export.members import Member
+    from daemon.export.spool import Collected
 
 # Only what is read is typed, and each leaf is Any: msgspec then skips the bulk of a node's metadata
 # without building it, and a wrong type in a leaf is no error.
@@ -86,6 +91,7 @@ class _Export(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(_Export)
+_node_decoder = msgspec.json.Decoder(_Node)
 
 _TOOL_TRAFFIC = frozenset(
     {
@@ -134,6 +140,14 @@ def from_plain(value: dict[str, Any]) -> _Export:
     return export
 
 
+def _decoded_node(raw: bytes) -> _Node | None:
+    """Read one node of a mapping from its JSON; raises DecodeError."""
+    try:
+        return _node_decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _node(decode_tolerantly(raw))
+
+
 def _node(value: object) -> _Node | None:
     if not isinstance(value, dict):
         return None
@@ -166,9 +180,43 @@ class ChatGPTReader:
 
     def read_object(self, raw: memoryview, place: str) -> Iterator[Conversation]:
         """Yield what one exported object holds; raises DecodeError."""
-        yield from self._read(decode(raw), place)
+        messages: list[Message] = []
+        yield from self._read(decode(raw), place, messages, lambda message: message)
 
-    def _read(self, export: _Export, place: str) -> Iterator[Conversation]:
+    def read_members(
+        self, members: Iterable[Member], place: str, folder: Path | None
+    ) -> Iterator[Conversation]:
+        """Do the same for an object too large to be held; raises DecodeError.
+
+        Its nodes wait on disk until the path is known; of each only its place in the tree is held.
+        """
+        export = _Export(mapping={})
+        spool = Spool(folder)
+        for within, key, raw in members:
+            if within == "mapping":
+                node = _decoded_node(raw)
+                if node is not None and node.message is not None:
+                    # Its own text waits on disk, under this number.
+                    at = node.message.create_time
+                    node.message = _Message(content=spool.append(raw), create_time=at)
+                export.mapping[key] = node  # type: ignore[index]
+            elif raw and key in _Export.__struct_fields__:
+                setattr(export, key, decode_plain(raw))
+
+        def load(stub: _Message) -> _Message:
+            node = _decoded_node(spool[stub.content])
+            return (node and node.message) or stub
+
+        yield from self._read(export, place, SpooledMessages(folder), load)
+        spool.close()
+
+    def _read(
+        self,
+        export: _Export,
+        place: str,
+        messages: Collected,
+        load: Callable[[_Message], _Message],
+    ) -> Iterator[Conversation]:
         """Yield what the object holds: shared texts met for the first time, then the conversation.
 
         Yields nothing at all where the person asked not to be remembered.
@@ -176,10 +224,9 @@ class ChatGPTReader:
         if self._forgotten(export):
             self._report.forgotten += 1
             return
-        messages: list[Message] = []
         context: list[Message] = []
         for key, raw in self._path(export, place):
-            for message in self._messages(key, raw):
+            for message in self._messages(key, load(raw)):
                 (context if message.role == "instructions" or not message.id else messages).append(
                     message
                 )
@@ -198,7 +245,7 @@ class ChatGPTReader:
             source="chatgpt",
             id=own_id,
             title=title_of(export.title),
-            messages=tuple(messages),
+            messages=collected(messages),
             created_at=created,
             updated_at=updated,
             place=place,

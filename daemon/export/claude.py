@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from daemon.export.conversation import Conversation, Message
+from daemon.export.spool import Spool, SpooledMessages, collected
 from daemon.export.values import (
     DecodeError,
     clean,
@@ -23,11 +24,15 @@ from daemon.export.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from daemon.export.conversation import ReadReport, Role
+    from daemon.export.members import Member
+    from daemon.export.spool import Collected
 
 _ROLES: dict[str, Role] = {"human": "user", "user": "user", "assistant": "assistant"}
+_LINKS = ("uuid", "parent_message_uuid", "created_at")
 _NOT_SPOKEN = frozenset(
     {
         "thinking",
@@ -71,7 +76,32 @@ class ClaudeReader:
         elif "chat_messages" not in value and ("docs" in value or "prompt_template" in value):
             self._report.ignore("project documents")
         else:
-            yield from self._conversation(value, place)
+            exported = [m for m in list_of(value.get("chat_messages")) if isinstance(m, dict)]
+            messages: list[Message] = []
+            yield from self._conversation(value, exported, place, messages, lambda raw: raw)
+
+    def read_members(
+        self, members: Iterable[Member], place: str, folder: Path | None
+    ) -> Iterator[Conversation]:
+        """Yield the conversation of an object too large to be held; raises DecodeError.
+
+        Its messages wait on disk until the branch is known; of each only its links are held.
+        """
+        value: dict[str, Any] = {}
+        exported: list[dict[str, Any]] = []
+        spool = Spool(folder)
+        for within, key, raw in members:
+            if within == "chat_messages":
+                message = decode(raw)
+                if isinstance(message, dict):
+                    stub = {name: message[name] for name in _LINKS if name in message}
+                    exported.append({**stub, "": spool.append(raw)})
+            elif raw and not within:
+                value[key] = decode(raw)
+        yield from self._conversation(
+            value, exported, place, SpooledMessages(folder), lambda stub: decode(spool[stub[""]])
+        )
+        spool.close()
 
     def _memories(self, value: dict[str, Any], place: str) -> Iterator[Conversation]:
         texts = [("Claude's memory", value.get("conversations_memory"))]
@@ -95,12 +125,18 @@ class ClaudeReader:
                 place=place,
             )
 
-    def _conversation(self, value: dict[str, Any], place: str) -> Iterator[Conversation]:
-        exported = [m for m in list_of(value.get("chat_messages")) if isinstance(m, dict)]
+    def _conversation(
+        self,
+        value: dict[str, Any],
+        exported: list[dict[str, Any]],
+        place: str,
+        messages: Collected,
+        load: Callable[[dict[str, Any]], dict[str, Any]],
+    ) -> Iterator[Conversation]:
         own_id = identifier(value.get("uuid"))
-        messages: list[Message] = []
         for raw in self._path(exported, identifier(value.get("current_leaf_message_uuid")), place):
-            messages += self._messages(raw, own_id, len(messages))
+            for message in self._messages(load(raw), own_id, len(messages)):
+                messages.append(message)
         if not messages:
             self._report.empty += 1
             return
@@ -110,7 +146,7 @@ class ClaudeReader:
             source="claude",
             id=own_id,
             title=title_of(value.get("name")),
-            messages=tuple(messages),
+            messages=collected(messages),
             created_at=time_of(value.get("created_at")),
             updated_at=time_of(value.get("updated_at")),
             place=place,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
 Source = Literal["chatgpt", "claude", "gemini"]
@@ -46,7 +47,8 @@ class Conversation:
     source: Source
     id: str
     title: str
-    messages: tuple[Message, ...]
+    messages: Sequence[Message]
+    """A tuple, or for a conversation too large to be held a sequence on disk."""
     created_at: datetime | None = None
     updated_at: datetime | None = None
     place: str = ""

@@ -3,8 +3,8 @@
 Owns the order of things and the account of them (`report`); bytes are archive.py's and scanner.py's
 affair, and each vendor's shape has a module of its own. Promises that memory stays bounded whatever
 the file's size (promise 7), that one broken conversation costs only itself and is named
-(promise 4), and that no credential leaves this room (promise 11). Plain and synchronous: it runs in
-a thread or a child process, and what it yields can be pickled.
+(promise 4), and that no credential leaves this room (promise 11). Plain and synchronous: the pass
+runs it in a child process.
 """
 
 from __future__ import annotations
@@ -13,27 +13,31 @@ import json
 import re
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import chain
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from daemon.errors import BadExport
 from daemon.export import gemini
 from daemon.export.archive import Archive, shown
-from daemon.export.chatgpt import ChatGPTReader, is_chatgpt
-from daemon.export.claude import ClaudeReader, is_claude
-from daemon.export.conversation import Conversation, Message, ReadReport
-from daemon.export.redact import redact
+from daemon.export.chatgpt import is_chatgpt
+from daemon.export.claude import is_claude
+from daemon.export.conversation import Conversation, ReadReport
+from daemon.export.large import Readers, read_large
+from daemon.export.redact import redact_each
 from daemon.export.scanner import ObjectScanner
+from daemon.export.spool import SpooledMessages, collected
 from daemon.export.streams import Limits
 from daemon.export.values import DecodeError, decode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from daemon.export.archive import Member
     from daemon.export.conversation import Source
     from daemon.export.scanner import Span
+    from daemon.export.spool import Collected
     from daemon.export.streams import ByteStream
 
 _CONTEXT_ROLES = frozenset({"instructions", "memory"})
@@ -42,15 +46,13 @@ _ERROR_KEYS = ("message", "error", "detail", "error_description")
 _UPLOAD = "upload the zip that the chat app sent, or its conversations.json"
 
 
-class _ObjectReader(Protocol):
-    def read_object(self, raw: memoryview, place: str, /) -> Iterator[Conversation]: ...
-
-
 class ExportReader:
     """Iterate over it once; `report` is true at every moment of the iteration.
 
     `name` is what messages call the file (its storage path, say). `file_type` is what the app
-    believes the file to be; the content decides. Raises BadExport when nothing can be read.
+    believes the file to be; the content decides. `folder` is where a conversation too large to be
+    held may wait (the system's temporary one by default). `on_read` is called at each piece of the
+    file. Raises BadExport when nothing can be read.
     """
 
     def __init__(
@@ -60,17 +62,17 @@ class ExportReader:
         file_type: Literal["json", "zip"] | None = None,
         name: str | None = None,
         limits: Limits | None = None,
+        folder: Path | None = None,
+        on_read: Callable[[], None] | None = None,
     ) -> None:
         self._path = path
+        self._folder = folder
+        self._on_read = on_read
         self._name = shown(name or path.name)
         self._file_type = file_type
         self._limits = limits or Limits()
         self.report = ReadReport()
-        self._readers: dict[Source, _ObjectReader] = {
-            "chatgpt": ChatGPTReader(self.report),
-            "claude": ClaudeReader(self.report),
-            "gemini": gemini.GeminiReader(self.report),
-        }
+        self._readers = Readers(self.report)
         self._latest: dict[int, float] = {}
         self._archive: Archive | None = None
         self._closed = True
@@ -103,7 +105,7 @@ class ExportReader:
         stream = self._archive.stream(member)
         place = shown(PurePosixPath(member.name).name) or self._base_name()
         head = stream.read(4096)
-        text = _Rewound(head, stream)
+        text = _Rewound(head, stream, self._on_read)
         try:
             if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
                 yield from self._page(text, place)
@@ -118,7 +120,7 @@ class ExportReader:
 
     def _json(self, text: _Rewound, place: str) -> Iterator[Conversation]:
         report = self.report
-        scanner = ObjectScanner(text.read, object_bytes=self._limits.conversation_bytes)
+        scanner = ObjectScanner(text.read, object_bytes=self._limits.held_bytes)
         lost = False
         while (span := scanner.next_span()) is not None:
             self._progress(text)
@@ -131,11 +133,16 @@ class ExportReader:
                 lost = True
                 continue
             try:
-                found = self._object(scanner, span, here, lost=lost)
-            except DecodeError as error:
-                report.damage(here, str(error))
+                found = (
+                    self._large_object(scanner, here)
+                    if span.large
+                    else self._object(scanner, span, here, lost=lost)
+                )
+            except (DecodeError, MemoryError) as error:
+                report.damage(here, str(error) or "needs more memory than there is")
                 self._met += 1
-                scanner.reject(span)
+                if not span.large:
+                    scanner.reject(span)
                 lost = True
                 continue
             if found is None:
@@ -167,20 +174,28 @@ class ExportReader:
                     self.report.damage(here, f"a {recognised} conversation among {source} ones")
                     return None
                 source = recognised
-            found = list(self._readers[source].read_object(view, here))
+            found = list(self._readers.of(source).read_object(view, here))
         finally:
             view.release()
         self.report.source = source
         scanner.learn(span)
         return found
 
+    def _large_object(self, scanner: ObjectScanner, here: str) -> list[Conversation]:
+        """Read an object too large to be held, member by member; raises DecodeError."""
+        known = self.report.source
+        source, found = read_large(
+            scanner, self._readers, known, here, limits=self._limits, folder=self._folder
+        )
+        self.report.source = source
+        return found
+
     def _page(self, text: _Rewound, place: str) -> Iterator[Conversation]:
         """Read a Takeout page of activity cells."""
-        reader = self._readers["gemini"]
-        assert isinstance(reader, gemini.GeminiReader)  # noqa: S101 - for the type checker
+        reader = self._readers.gemini
         if self.report.source is None:
             self.report.source = "gemini"
-        cells = gemini.cells(text.read, cell_bytes=self._limits.conversation_bytes)
+        cells = gemini.cells(text.read, cell_bytes=self._limits.message_bytes)
         for ordinal, (cell, problem) in enumerate(cells, start=1):
             self._progress(text)
             here = f"{place}, item {ordinal}"
@@ -220,11 +235,12 @@ class ExportReader:
             yield redacted
 
     def _redacted(self, conversation: Conversation) -> Conversation:
-        title, count = redact(conversation.title)
-        messages: list[Message] = []
+        texts = redact_each(chain([conversation.title], (m.text for m in conversation.messages)))
+        title, count = next(texts)
+        held = isinstance(conversation.messages, tuple)
+        messages: Collected = [] if held else SpooledMessages(self._folder)
         ids: set[str] = set()
-        for message in conversation.messages:
-            text, hits = redact(message.text)
+        for message, (text, hits) in zip(conversation.messages, texts, strict=True):
             count += hits
             own_id = message.id
             while own_id in ids:
@@ -235,7 +251,7 @@ class ExportReader:
             ids.add(own_id)
             messages.append(replace(message, text=text) if hits else message)
         self.report.redacted += count
-        return replace(conversation, title=title, messages=tuple(messages))
+        return replace(conversation, title=title, messages=collected(messages))
 
     # --- accounts
 
@@ -264,8 +280,7 @@ class ExportReader:
     def _why_nothing(self) -> str:
         """Say in one line why not one conversation came out."""
         report, name = self.report, self._name
-        reader = self._readers["gemini"]
-        assert isinstance(reader, gemini.GeminiReader)  # noqa: S101 - for the type checker
+        reader = self._readers.gemini
         if others := reader.other_products:
             held = ", ".join(sorted(others, key=lambda product: (-others[product], product))[:5])
             return (
@@ -303,8 +318,9 @@ class ExportReader:
 class _Rewound:
     """A stream whose first bytes were looked at and come again."""
 
-    def __init__(self, head: bytes, stream: ByteStream) -> None:
+    def __init__(self, head: bytes, stream: ByteStream, on_read: Callable[[], None] | None) -> None:
         self._head = head
+        self._on_read = on_read
         self.stream = stream
 
     @property
@@ -312,6 +328,8 @@ class _Rewound:
         return self.stream.problem
 
     def read(self, size: int) -> bytes:
+        if self._on_read is not None:
+            self._on_read()
         if self._head:
             head, self._head = self._head, b""
             return head

@@ -4,22 +4,20 @@ Owns one window over a byte stream and the question "where does this object end?
 brackets and strings and nothing of conversations: the reader decodes each span, tells the scanner
 what a good one looks like (`learn`) and which one was bad (`reject`). A bad span is left at the
 next place that looks like the start of a conversation, so that one broken object costs only itself
-(promise 4). The window never holds more than one object, and that one has a limit (promise 7).
-
-How it is fast: a block is split at its quotes, which leaves the text outside strings in every
-second part; what is not a brace is deleted from that in one call, and only the few braces left are
-counted one by one. Everything that touches each byte runs in C.
+(promise 4). The window never holds more than one object, and that one has a limit (promise 7): a
+larger one is given out in pieces as it is read (`pieces`). How ends are found: brackets.py.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from daemon.export.brackets import block_at, close
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _READ_BYTES = 256 * 1024
 _BLOCK_BYTES = 16 * 1024
@@ -28,10 +26,6 @@ _RESCAN_FACTOR = 4
 
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(rb"[ \t\r\n]*+")
-_BRACE = re.compile(rb"[{}]")
-_NOT_BRACES = bytes(code for code in range(256) if code not in b"{}")
-_STEP = [0] * 256
-_STEP[ord("{")], _STEP[ord("}")] = 1, -1
 
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _SCALAR = rb"(?:" + _STRING + rb"|[-+.\w]++)"
@@ -61,7 +55,8 @@ _DEFAULT_STARTS = [
 class Span:
     """One top-level thing: its place in the stream (bytes) and why it cannot be decoded, if so.
 
-    `problem` is empty for an object that closed; the reader may then ask for its `view`.
+    `problem` is empty for an object that closed; the reader may then ask for its `view`. One that
+    is too `large` to be held has only begun: take its `pieces`.
     """
 
     ordinal: int
@@ -70,6 +65,7 @@ class Span:
     problem: str = ""
     stray: bool = False
     """Whether it is no object at all."""
+    large: bool = False
 
 
 class ObjectScanner:
@@ -88,6 +84,9 @@ class ObjectScanner:
         self._ended = False
         self._ordinal = 0
         self._rescanned_bytes = 0
+        self._large: tuple[int, int, bool] | None = None
+        self.problem = ""
+        """What was wrong with the last large object, known once its pieces are taken."""
         self._starts = re.compile(b"|".join(_DEFAULT_STARTS), re.DOTALL)
         self._learnt = False
         self._wrapped = False
@@ -294,7 +293,7 @@ class ObjectScanner:
                     end = self._base + self._position
                     return Span(self._ordinal, start, end, "it has no end")
                 wall_from = at + len(block)
-            end_in_block, depth, in_string = _close(block, depth, in_string=in_string)
+            end_in_block, depth, in_string = close(block, depth, in_string=in_string)
             if end_in_block:
                 self._position = at + end_in_block
                 if not self._in_array:
@@ -316,77 +315,56 @@ class ObjectScanner:
 
     def _block(self, at: int) -> bytes:
         """Return the next stretch to count braces in; it never ends inside an escape."""
-        end = min(at + _BLOCK_BYTES, len(self._window))
-        block = bytes(self._window[at:end])
-        if block.endswith(b"\\"):
-            trailing = len(block) - len(block.rstrip(b"\\"))
-            if trailing % 2:
-                if end == len(self._window) and self._more():
-                    return self._block(at)
-                block += self._window[end : end + 1]
+        while (block := block_at(self._window, at, _BLOCK_BYTES)) is None:
+            if not self._more():
+                return bytes(self._window[at:])
         return block
 
     def _oversized(self, start: int, at: int, depth: int, *, in_string: bool) -> Span:
-        """Pass over an object beyond the limit without holding it, to its end or the next start."""
-        size = f"larger than {self._object_bytes / 2**20:.3g} MB"
+        """Begin an object beyond the limit, unless another begins where it should have ended."""
         found = self._starts.search(self._window, self._position + 1, at)
         if found is not None:
             self._rescanned_bytes += at - found.start()
             self._position = found.start()
             return Span(self._ordinal, start, self._base + self._position, "it has no end")
+        self._large = (at, depth, in_string)
+        return Span(self._ordinal, start, self._base + at, large=True)
+
+    def pieces(self) -> Iterator[bytes]:
+        """Give out the large object that `next_span` met, to its end or the next likely start.
+
+        Take them all before asking for the next span. `problem` then says what was wrong.
+        """
+        if self._large is None:
+            return
+        at, depth, in_string = self._large
+        self._large, self.problem = None, ""
+        search_from = self._position + 1  # its own start is no other's
+        for begin in range(self._position, at, _READ_BYTES):
+            yield bytes(self._window[begin : min(at, begin + _READ_BYTES)])
         while True:
             kept = max(0, at - _SIGNATURE_OVERLAP_BYTES)
-            self._position = kept
             self._drop_before(kept)
-            at -= kept
+            self._position = at = at - kept
+            search_from = max(0, search_from - kept)
             block = self._block(at)
             if not block:
                 if self._more():
                     continue
                 self._position = len(self._window)
-                problem = f"{size}, and cut short"
-                return Span(self._ordinal, start, self._base + self._position, problem)
-            end_in_block, depth, in_string = _close(block, depth, in_string=in_string)
+                self.problem = "cut short"
+                return
+            end_in_block, depth, in_string = close(block, depth, in_string=in_string)
             if end_in_block:
                 self._position = at + end_in_block
-                self._drop_before(self._position)
                 if not self._in_array:
                     self.closed = True
-                return Span(self._ordinal, self._base, self._base, size)
-            found = self._starts.search(self._window, 0, at + len(block))
+                yield block[:end_in_block]
+                return
+            found = self._starts.search(self._window, search_from, at + len(block))
             if found is not None:
                 self._position = found.start()
-                self._drop_before(self._position)
-                return Span(self._ordinal, self._base, self._base, "it has no end")
+                self.problem = "it has no end"
+                return
             at += len(block)
-
-
-def _close(block: bytes, depth: int, *, in_string: bool) -> tuple[int, int, bool]:
-    """Count braces outside strings; (offset after the brace that closes the object or 0, state)."""
-    if b"\\" in block:
-        block = block.replace(b"\\\\", b"__").replace(b'\\"', b"__")
-    parts = block.split(b'"')
-    first_outside = 1 if in_string else 0
-    if len(parts) % 2 == 0:
-        in_string = not in_string
-    braces = b"".join(parts[first_outside::2]).translate(None, _NOT_BRACES)
-    closing = braces.count(b"}")
-    if closing < depth or not closing:
-        return 0, depth + len(braces) - 2 * closing, in_string
-    depths = list(accumulate(map(_STEP.__getitem__, braces), initial=depth))
-    try:
-        wanted = depths.index(0, 1)
-    except ValueError:
-        return 0, depths[-1], in_string
-    offset = 0
-    for index, part in enumerate(parts):
-        if index % 2 == first_outside:
-            here = len(part.translate(None, _NOT_BRACES))
-            if wanted <= here:
-                for brace in _BRACE.finditer(part):
-                    wanted -= 1
-                    if not wanted:
-                        return offset + brace.end(), 0, False
-            wanted -= here
-        offset += len(part) + 1
-    raise AssertionError("a brace that was counted was not found")
+            yield block

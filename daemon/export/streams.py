@@ -24,8 +24,11 @@ _WRONG_CHECKSUM = "its checksum does not match: some of it is damaged"
 class Limits:
     """How much one export may ask for. All are far above any real export met so far."""
 
-    conversation_bytes: int = 64 * 2**20
-    """A larger conversation is skipped, and said so: decoding takes about three times its size."""
+    held_bytes: int = 8 * 2**20
+    """A larger conversation waits on disk, message by message: decoding a held one takes about
+    three times its size."""
+    message_bytes: int = 64 * 2**20
+    """A conversation with a larger message is skipped, and said so."""
     decompressed_bytes: int = 16 * 2**30
     ratio: int = 500
     """Decompressed to compressed; text reaches 30, deflate cannot pass 1,032."""

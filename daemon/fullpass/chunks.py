@@ -14,14 +14,15 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from daemon.errors import UsageError
-from daemon.fullpass.tokens import estimate_tokens
+from daemon.fullpass.tokens import Weighed, Weight, estimate_tokens, weigh
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from datetime import datetime
 
     from daemon.export.conversation import Conversation, Message
@@ -38,6 +39,8 @@ _LABELS = {
     "quote": "Quoted",
 }
 _JOINT = "\n\n"
+_JOINT_WEIGHT = weigh(_JOINT)
+_RULER_CHARACTERS = 64 * 1024
 _GUESSES = 12
 _LONGEST_CHARACTER = 64
 """More code points than this drawn as one are no character of any language."""
@@ -121,38 +124,49 @@ def tiers_for(settings: Settings, accepted: dict[str, str]) -> tuple[Tier, ...]:
 
 def chunk(conversation: Conversation, tier: Tier) -> list[Chunk]:
     """Cut one conversation into chunks of one tier."""
-    packs = list(_packed(conversation.messages, tier))
-    seen: Counter[str] = Counter()
-    chunks = []
+    return list(cut(conversation, tier))
+
+
+def cut(conversation: Conversation, tier: Tier) -> Iterator[Chunk]:
+    """Cut one conversation into chunks of one tier, one after the other."""
+    packs: Iterable[list[_Piece]] = _packed(conversation.messages, tier)
+    if isinstance(conversation.messages, tuple):
+        packs = list(packs)
+        total = len(packs)
+    else:  # too large to be held: cut twice rather than keep the chunks
+        total = sum(1 for _ in _packed(conversation.messages, tier))
+    seen: Counter[bytes] = Counter()
     for index, pieces in enumerate(packs):
         content, spans = _joined(pieces)
         base = _digest(conversation, tier, content, spans)
-        seen[base] += 1
-        chunks.append(
-            Chunk(
-                tier=tier.name,
-                index=index,
-                total=len(packs),
-                content=content,
-                spans=spans,
-                token_count=estimate_tokens(content),
-                # Two equal chunks of one conversation are two chunks.
-                content_hash=base if seen[base] == 1 else _sha(f"{base}:{seen[base]}"),
-            )
+        mark = bytes.fromhex(base)
+        seen[mark] += 1
+        yield Chunk(
+            tier=tier.name,
+            index=index,
+            total=total,
+            content=content,
+            spans=spans,
+            token_count=_token_count(pieces, content),
+            # Two equal chunks of one conversation are two chunks.
+            content_hash=base if seen[mark] == 1 else _sha(f"{base}:{seen[mark]}"),
         )
-    return chunks
 
 
 def conversation_hash(conversation: Conversation, tiers: Sequence[Tier]) -> str:
     """Hash all that decides a conversation's chunks: its text and the way it is cut."""
-    parts = [
+    head = [
         CHUNKING_VERSION,
         [(t.name, t.size, t.overlap) for t in tiers],
         conversation.title,
         str(conversation.created_at),
-        [(m.id, m.role, m.text, str(m.at)) for m in conversation.messages],
     ]
-    return _sha(json.dumps(parts, ensure_ascii=False))
+    whole = sha256(_bytes(json.dumps(head)))
+    for m in conversation.messages:
+        # The length tells where a text ends, so that no two conversations look alike.
+        whole.update(_bytes(f"\n{json.dumps(m.id)} {m.role} {m.at} {len(m.text)}\n"))
+        whole.update(_bytes(m.text))
+    return whole.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,29 +181,43 @@ class _Piece:
     label: str
     text: str
     size: int
+    weight: Weight | None
+    """Of label and text, in a tier that is measured in tokens."""
 
 
 def _pieces(message: Message, tier: Tier) -> Iterator[_Piece]:
     label = _label(_LABELS[message.role], tier)
-    joined = tier.measure(_JOINT + label + message.text)
-    if joined <= tier.size or tier.measure(label + message.text) <= tier.size:
-        yield _Piece(message, label, message.text, joined)
+    if tier.measure is estimate_tokens:
+        weight = weigh(label + message.text)
+        size, alone = _JOINT_WEIGHT.then(weight).tokens, weight.tokens
+    else:
+        weight = None
+        size = tier.measure(_JOINT + label + message.text)
+        alone = tier.measure(label + message.text)
+    if size <= tier.size or alone <= tier.size:
+        yield _Piece(message, label, message.text, size, weight)
         return
     continued = _label(f"{_LABELS[message.role]} (continued)", tier)
     mark = label
     for start, stop in _split(message.text, label, continued, tier):
         text = message.text[start:stop]
-        yield _Piece(message, mark, text, tier.measure(_JOINT + mark + text))
+        if tier.measure is estimate_tokens:
+            weight = weigh(mark + text)
+            size = _JOINT_WEIGHT.then(weight).tokens
+        else:
+            size = tier.measure(_JOINT + mark + text)
+        yield _Piece(message, mark, text, size, weight)
         mark = continued
 
 
+@lru_cache
 def _label(speaker: str, tier: Tier) -> str:
     label = f"{speaker}: "
     # In a chunk so small that the label would be half of it, the text matters more.
     return label if 2 * tier.measure(_JOINT + label) <= tier.size else ""
 
 
-def _packed(messages: Sequence[Message], tier: Tier) -> Iterator[list[_Piece]]:
+def _packed(messages: Iterable[Message], tier: Tier) -> Iterator[list[_Piece]]:
     pack: list[_Piece] = []
     size = 0
     for message in messages:
@@ -206,15 +234,58 @@ def _packed(messages: Sequence[Message], tier: Tier) -> Iterator[list[_Piece]]:
         yield pack
 
 
+def _token_count(pieces: Sequence[_Piece], content: str) -> int:
+    """Count a chunk's tokens from what its pieces weigh; exactly what its content measures."""
+    whole = pieces[0].weight
+    if whole is None:
+        return estimate_tokens(content)
+    for piece in pieces[1:]:
+        if piece.weight is not None:
+            whole = whole.then(_JOINT_WEIGHT).then(piece.weight)
+    return whole.tokens
+
+
+class _Ruler:
+    """Measures parts of one long text, each after a mark; in tokens, the text is weighed once.
+
+    Only a stretch of it is held weighed at a time: that takes three times its bytes (promise 7).
+    """
+
+    def __init__(self, text: str, tier: Tier) -> None:
+        self._text = text
+        self._tier = tier
+        self._start = self._stop = 0
+        self._weighed: Weighed | None = None
+        self._marks: dict[str, Weight] = {}
+
+    def size(self, mark: str, start: int, stop: int) -> int:
+        """Measure the mark and characters [start, stop) as one."""
+        if self._tier.measure is not estimate_tokens or stop - start > _RULER_CHARACTERS:
+            return self._tier.measure(mark + self._text[start:stop])
+        if stop == start:
+            return self._tier.measure(mark)
+        if self._weighed is None or start < self._start or stop > self._stop:
+            self._start = max(0, start)
+            self._stop = min(len(self._text), start + 2 * _RULER_CHARACTERS)
+            self._weighed = Weighed(self._text[self._start : self._stop])
+        part = self._weighed.part(start - self._start, stop - self._start)
+        if not mark:
+            return part.tokens
+        if mark not in self._marks:
+            self._marks[mark] = weigh(mark)
+        return self._marks[mark].then(part).tokens
+
+
 def _split(text: str, label: str, continued: str, tier: Tier) -> Iterator[tuple[int, int]]:
     """Yield [start, stop) spans that cover the text, each fitting a chunk with its label."""
+    ruler = _Ruler(text, tier)
     start = covered = 0
     guess = tier.size
     mark = label
     while True:
-        stop = _fitting_stop(text, start, guess, mark, tier)
+        stop = _fitting_stop(ruler, start, mark, guess=guess, end=len(text), tier=tier)
         if stop < len(text):
-            stop = _best_stop(text, start, stop, mark, tier)
+            stop = _best_stop(ruler, text, start, stop, mark=mark, tier=tier)
         if stop <= covered:
             # The overlap alone fills a chunk, its text being dense: go on without it.
             start = covered
@@ -224,21 +295,21 @@ def _split(text: str, label: str, continued: str, tier: Tier) -> Iterator[tuple[
             return
         guess = stop - start
         covered = stop
-        start = _overlapping_start(text, start, stop, tier)
+        start = _overlapping_start(ruler, text, start, stop, tier)
         mark = continued
 
 
-def _fitting_stop(text: str, start: int, guess: int, mark: str, tier: Tier) -> int:
+def _fitting_stop(ruler: _Ruler, start: int, mark: str, *, guess: int, end: int, tier: Tier) -> int:
     """Return the furthest stop, to a few percent, up to which the text fits a chunk.
 
     A guess is corrected by what it measures: since neighbouring text is much alike, two or three
     measurements do, whatever the script.
     """
     room = tier.size - tier.measure(_JOINT + mark)
-    low, high = 1, len(text) - start  # low fits, or nothing does; beyond high there is no text
+    low, high = 1, end - start  # low fits, or nothing does; beyond high there is no text
     length = min(max(guess, 1), high)
     for _ in range(_GUESSES):
-        measured = tier.measure(_JOINT + mark + text[start : start + length])
+        measured = ruler.size(_JOINT + mark, start, start + length)
         if measured <= tier.size:
             low = max(low, length)
         else:
@@ -254,12 +325,12 @@ def _fitting_stop(text: str, start: int, guess: int, mark: str, tier: Tier) -> i
     return start + low
 
 
-def _best_stop(text: str, start: int, stop: int, mark: str, tier: Tier) -> int:
+def _best_stop(ruler: _Ruler, text: str, start: int, stop: int, *, mark: str, tier: Tier) -> int:
     """Return the best place to cut in the latter half of [start, stop)."""
     best = _break_before(text, start + max(1, (stop - start) // 2), stop)
     best = _whole_character(text, start, best)
     # Shorter text measures less, but for a token or so where a word is cut.
-    while best - start > 1 and tier.measure(_JOINT + mark + text[start:best]) > tier.size:
+    while best - start > 1 and ruler.size(_JOINT + mark, start, best) > tier.size:
         best = _whole_character(text, start, best - max(1, (best - start) // 50))
     return best
 
@@ -305,12 +376,12 @@ def _sticks(text: str, start: int, at: int) -> bool:
     return False
 
 
-def _overlapping_start(text: str, start: int, stop: int, tier: Tier) -> int:
+def _overlapping_start(ruler: _Ruler, text: str, start: int, stop: int, tier: Tier) -> int:
     """Return where the next piece starts: a little before `stop`, at a sentence if possible."""
     if not tier.overlap:
         return stop
     length = (stop - start) * tier.overlap // max(1, tier.size)
-    measured = tier.measure(text[stop - length : stop])
+    measured = ruler.size("", stop - length, stop)
     if measured > tier.overlap:
         length = length * tier.overlap // measured
     low = max(start + (stop - start) // 2, start + 1, stop - length)
@@ -343,11 +414,17 @@ def _digest(conversation: Conversation, tier: Tier, content: str, spans: tuple[S
         conversation.source,
         conversation.id,
         tier.name,
-        content,
+        len(content),
         [(s.message_id, s.role, str(s.at), s.start, s.stop) for s in spans],
     ]
-    return _sha(json.dumps(parts, ensure_ascii=False))
+    whole = sha256(_bytes(json.dumps(parts)))
+    whole.update(_bytes(content))
+    return whole.hexdigest()
 
 
 def _sha(text: str) -> str:
-    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return sha256(_bytes(text)).hexdigest()
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")

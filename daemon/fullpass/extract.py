@@ -36,6 +36,7 @@ _log = get_logger()
 _MAX_TOKENS = 8_192
 _PAGE = 200
 _BROKEN = "the reply's JSON is broken; its complete items were kept"
+_NOTHING_BEFORE_THE_CUT = "the reply was cut at max_tokens before its first fact"
 _UNREAD_TO_GIVE_UP = 5
 """So many windows without a usable reply, and none with one, end the pass."""
 
@@ -143,8 +144,10 @@ async def _work_window(work: Pass, window_id: int, share: float) -> int:
         items, stop_reason = answer.value, answer.reply.stop_reason
         if stop_reason == "refusal":
             whole, outcome, trouble = False, "refused", "the model refused to read it"
-        elif stop_reason == "max_tokens":
+        elif answer.reply.cut_short and items.items:
             whole, outcome, trouble = False, "salvaged", "the reply was cut at max_tokens"
+        elif answer.reply.cut_short:
+            whole, outcome, trouble = False, "failed", _NOTHING_BEFORE_THE_CUT
         elif not items.whole:
             whole, outcome, trouble = False, "salvaged", _BROKEN
         elif len(items.items) == FACTS_PER_REPLY and not work.caller.offline:
@@ -183,15 +186,16 @@ def _worth_another_try(
     Splitting finds the one chunk that a model stumbles over; it makes no sense while nothing at all
     could be read: then each piece would be paid to no use, and after a few windows the pass ends.
     """
-    if work.windows_read:
-        return parts if len(window.content_hashes) > 1 else []
-    work.windows_unread += 1
-    if work.windows_unread >= _UNREAD_TO_GIVE_UP:
-        raise GiveUp(
-            f"the model's first {work.windows_unread} replies could not be used ({trouble}): check "
-            "EXTRACTION_MODEL and ANTHROPIC_BASE_URL, then retry the job"
-        )
-    return []
+    if not work.windows_read:
+        work.windows_unread += 1
+        if work.windows_unread >= _UNREAD_TO_GIVE_UP:
+            raise GiveUp(
+                f"the model's first {work.windows_unread} replies could not be used ({trouble}): "
+                "check EXTRACTION_MODEL and ANTHROPIC_BASE_URL, then retry the job"
+            )
+    if trouble == _NOTHING_BEFORE_THE_CUT:
+        return parts  # too long, which half of it may not be
+    return parts if work.windows_read and len(window.content_hashes) > 1 else []
 
 
 def _request(work: Pass, window: Window) -> Request:
@@ -212,7 +216,14 @@ def _request(work: Pass, window: Window) -> Request:
 def _read(reply: Reply) -> ReadItems:
     if reply.stop_reason == "refusal":
         return ReadItems((), whole=False)
-    return read_items(reply.text, "facts")
+    try:
+        return read_items(reply.text, "facts")
+    except UselessReply:
+        if reply.cut_short:
+            # Thinking may use up all there is, or a tool's input be dropped: the same text again
+            # would end the same way, half of it may not.
+            return ReadItems((), whole=False)
+        raise
 
 
 async def _save_facts(

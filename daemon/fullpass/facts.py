@@ -117,6 +117,8 @@ def read_items(text: str, key: str) -> ReadItems:
     for bare, _ in _objects(text, "["):
         if all(isinstance(i, dict) for i in bare) and (bare or "{" not in text):
             return ReadItems(tuple(bare), whole=True)
+    if not text.strip():
+        raise UselessReply("the reply is empty")
     if "{" not in text:
         raise UselessReply("the reply holds no JSON object")
     raise UselessReply(f"the reply's JSON has no list {key!r}")

@@ -1,65 +1,45 @@
 """Steps download_conversations, chunk_conversations, save_chunks: one stream from bytes to rows.
 
-A thread reads and chunks; the loop saves batches of whole conversations under the fence and holds
-the thread back when the database is slower (bounded memory, promise 7). What is already stored
-unchanged is only marked as met, so a resumed or repeated export costs no writes. Nothing is removed
-until the export was read whole (promise 10).
+A process of its own reads and cuts (reading.py); here its batches go to the database as they come
+(staging.py), and the pipe between holds the reader back when the database is slower (bounded
+memory, promise 7). Nothing is removed until the export was read whole (promise 10).
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
+import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from daemon.errors import BadExport
+from daemon import __version__
+from daemon.database import database_errors
+from daemon.errors import BadExport, GiveUp, OutOfReach
 from daemon.export import source
-from daemon.export.conversation import EVIDENCE_ROLES
-from daemon.export.reader import ExportReader
 from daemon.export.streams import Limits
-from daemon.fullpass.chunks import CHUNKING_VERSION, chunk, conversation_hash
 from daemon.fullpass.context import report_progress
+from daemon.fullpass.handover import Order, TierOrder
+from daemon.fullpass.reader_process import ReaderDied, ReaderProcess
+from daemon.fullpass.staging import RECENT, Staging, TooSlow
 from daemon.logs import get_logger
-from daemon.memory_gauge import read_gauge
+from daemon.memory_gauge import MIB, read_gauge
+from daemon.queue.lease import clock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from daemon.database import Connection
-    from daemon.export.conversation import Conversation, ReadReport
-    from daemon.fullpass.chunks import Chunk, Tier
+    from daemon.export.conversation import ReadReport
+    from daemon.fullpass.chunks import Tier
     from daemon.fullpass.context import Pass
 
 _log = get_logger()
 
-_BATCH_CHARACTERS = 1_000_000
-_BATCH_CONVERSATIONS = 200
-_RECENT = timedelta(days=180)
-_LEAST_CONVERSATION_BYTES = 4 * 1024 * 1024
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-_STAGED = (
-    "job_id", "conversation_id", "tier", "chunk_index", "total_chunks", "title", "content",
-    "message_count", "created_at", "is_recent", "token_count", "content_hash", "messages",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """One conversation with its chunks and the marks it is recognised by."""
-
-    conversation: Conversation
-    content_hash: str
-    chunks: tuple[Chunk, ...]
-    own_characters: int
-
-    @property
-    def characters(self) -> int:
-        return sum(len(c.content) for c in self.chunks)
+_LEAST_READER_BYTES = 96 * MIB
+_LEAST_MESSAGE_BYTES = 4 * MIB
+_LEAST_HELD_BYTES = 1 * MIB
+_PROGRESS_SECONDS = 2.0
+_MANY_ROWS = 1_000
 
 
 async def already_ingested(work: Pass) -> bool:
@@ -106,30 +86,71 @@ async def _fetch(work: Pass, folder: Path) -> source.FetchedExport:
     )
 
 
-async def save_conversations(work: Pass, fetched: source.FetchedExport) -> None:
-    """Bring the export's conversations into conversation_chunks.
+async def save_conversations(work: Pass, fetched: source.FetchedExport, folder: Path) -> None:
+    """Bring the export's conversations into conversation_chunks; `folder` is for what must wait.
 
-    Raises BadExport when nothing can be read.
+    Raises BadExport when nothing can be read, and what ends the work meanwhile.
     """
-    reader = ExportReader(
-        fetched.path,
-        file_type=_file_type(work.job.file_type),
-        name=fetched.name,
-        limits=_limits(work),
-    )
-    await _save_all(work, reader, fetched.last_modified)
-    await _finish(work, reader.report, fetched.etag)
+    staging = Staging(work)
+    await staging.clear()
+    reader = ReaderProcess(_order(work, fetched, folder), check=work.lease.check)
+    try:
+        async with reader:
+            told_at = clock()
+            async for batch in reader:
+                work.source = batch.source or work.source
+                if batch.parts:
+                    await staging.save(batch)
+                elif clock() - told_at > _PROGRESS_SECONDS:
+                    async with work.lease.fenced() as connection:
+                        await report_progress(work, connection, share=batch.share)
+                else:
+                    continue
+                told_at = clock()
+    except BadExport:
+        work.step = "chunk_conversations"  # where reading went wrong
+        raise
+    except (ReaderDied, TooSlow) as error:
+        if isinstance(error, ReaderDied):
+            work.step = "chunk_conversations"
+        raise await _once_more(work, error) from error
+    finally:
+        _log.info("reader.ended", peak_rss_mb=reader.peak_rss_bytes // MIB)
+    if reader.report is not None:
+        await _finish(work, reader.report, fetched.etag)
+    if staging.rows >= _MANY_ROWS:
+        await _refresh_statistics(work)
 
 
-def _limits(work: Pass) -> Limits:
-    """Bound a conversation by the memory there is: one too large is skipped, not fatal (promise 7).
+def _order(work: Pass, fetched: source.FetchedExport, folder: Path) -> Order:
+    """Bound the reading by the memory there is: what is too large waits on disk, or is skipped.
 
-    Reading, cutting and saving one takes about four times its bytes at the peak.
+    A held conversation takes about four times its bytes at the peak, a single message six times
+    (promise 7).
     """
-    gauge = read_gauge(memory_limit_mb=work.settings.memory_limit_mb)
+    room = read_gauge(memory_limit_mb=work.settings.memory_limit_mb).available_bytes
     usual = Limits()
-    room = max(_LEAST_CONVERSATION_BYTES, gauge.available_bytes // 5)
-    return replace(usual, conversation_bytes=min(usual.conversation_bytes, room))
+    return Order(
+        release=__version__,
+        parent_pid=os.getpid(),
+        path=str(fetched.path.absolute()),
+        name=fetched.name,
+        file_type=_file_type(work.job.file_type),
+        folder=str(folder.absolute()),
+        last_modified=fetched.last_modified,
+        tiers=tuple(map(_tier_order, work.tiers)),
+        limits=replace(
+            usual,
+            held_bytes=min(usual.held_bytes, max(_LEAST_HELD_BYTES, room // 16)),
+            message_bytes=min(usual.message_bytes, max(_LEAST_MESSAGE_BYTES, room // 8)),
+        ),
+        memory_bytes=max(_LEAST_READER_BYTES, room * 9 // 10),
+    )
+
+
+def _tier_order(tier: Tier) -> TierOrder:
+    unit = "characters" if tier.measure is len else "tokens"
+    return TierOrder(tier.name, tier.size, tier.overlap, unit)  # type: ignore[arg-type]
 
 
 def _file_type(given: str | None) -> source.FileType | None:
@@ -138,195 +159,43 @@ def _file_type(given: str | None) -> source.FileType | None:
     raise BadExport(f"file_type is {given!r}; it must be json, zip or null (sniffed)")
 
 
-async def _save_all(work: Pass, reader: ExportReader, last_modified: datetime | None) -> None:
-    """Stream batches from the reading thread into the database."""
-    loop = asyncio.get_running_loop()
-    batches: asyncio.Queue[list[_Prepared] | BaseException | None] = asyncio.Queue(maxsize=1)
-    stopped = False
+async def _once_more(work: Pass, error: ReaderDied | TooSlow) -> ReaderDied | TooSlow | GiveUp:
+    """Put the evidence on the timeline; an export that ended the attempt before so too is given up.
 
-    def produce() -> None:
-        # Every put waits for room, so the thread is never more than two batches ahead.
-        def put(item: list[_Prepared] | BaseException | None) -> None:
-            asyncio.run_coroutine_threadsafe(batches.put(item), loop).result()
-
-        try:
-            for batch in _batched(reader, work.tiers):
-                if stopped:
-                    return
-                put(batch)
-            put(None)
-        except BaseException as error:  # noqa: BLE001 - carried to the loop, raised there
-            put(error)
-
-    reading = asyncio.create_task(asyncio.to_thread(produce))
-    try:
-        while True:
-            batch = await batches.get()
-            if batch is None:
-                break
-            if isinstance(batch, BaseException):
-                work.step = "chunk_conversations"  # where reading went wrong
-                raise batch
-            work.lease.check()
-            await _save(work, batch, reader.report, last_modified)
-    finally:
-        stopped = True
-        # Unblock a thread that waits to put, then let it see `stopped`.
-        while not reading.done():
-            with suppress(asyncio.QueueEmpty):
-                batches.get_nowait()
-            await asyncio.wait({reading}, timeout=0.05)
-    await reading
-
-
-def _batched(reader: ExportReader, tiers: tuple[Tier, ...]) -> Iterator[list[_Prepared]]:
-    batch: list[_Prepared] = []
-    size = 0
-    for conversation in reader:
-        prepared = _Prepared(
-            conversation,
-            conversation_hash(conversation, tiers),
-            tuple(c for tier in tiers for c in chunk(conversation, tier)),
-            sum(len(m.text) for m in conversation.messages if m.role in EVIDENCE_ROLES),
-        )
-        # One conversation appears in a batch once: a later shard's copy starts the next.
-        again = any(p.conversation.id == conversation.id for p in batch)
-        if batch and (
-            again
-            or size + prepared.characters > _BATCH_CHARACTERS
-            or len(batch) >= _BATCH_CONVERSATIONS
-        ):
-            yield batch
-            batch, size = [], 0
-        batch.append(prepared)
-        size += prepared.characters
-    if batch:
-        yield batch
-
-
-async def _save(
-    work: Pass, batch: list[_Prepared], report: ReadReport, last_modified: datetime | None
-) -> None:
-    """Save one batch of whole conversations in one fenced transaction."""
-    work.source = report.source or batch[0].conversation.source
+    Once may have been another job's doing, who took the memory or the time.
+    """
+    event = "reader.died" if isinstance(error, ReaderDied) else "switch.too_slow"
     async with work.lease.fenced() as connection:
-        fresh = await _changed(work, connection, batch)
-        rows = [row for p in fresh for row in _staged_rows(work, p, last_modified)]
-        if rows:
-            await connection.copy_records_to_table(
-                "staged_chunks", schema_name="fullpass", columns=_STAGED, records=rows
-            )
-            await connection.execute(
-                "select fullpass.apply_staged($1, $2, $3, $4)",
-                work.job.id, work.job.user_id, work.source, CHUNKING_VERSION,
-            )  # fmt: skip
-        await _remember(work, connection, fresh, last_modified)
+        again: bool = await connection.fetchval(
+            """
+            select exists (select from fullpass.job_events
+                           where job_id = $1 and event = $2 and attempt = $3 - 1)
+            """,
+            work.job.id, event, work.job.attempt,
+        )  # fmt: skip
         await connection.execute(
-            """
-            update fullpass.conversations set last_job = $4
-            where user_id = $1 and source = $2 and conversation_id = any ($3)
-              and last_job <> $4
-            """,
-            work.job.user_id, work.source, [p.conversation.id for p in batch], work.job.id,
+            "select fullpass.note_event(j, $2, $3, $4) "
+            "from public.processing_jobs j where j.id = $1",
+            work.job.id, event, work.step, json.dumps({"error": str(error)}),
         )  # fmt: skip
-        await report_progress(
-            work,
-            connection,
-            share=report.bytes_read / max(1, report.bytes_total),
-            conversations=report.conversations,
-            messages=report.messages,
-        )
+    return GiveUp(f"{error}; twice in a row") if again else error
 
 
-async def _changed(work: Pass, connection: Connection, batch: list[_Prepared]) -> list[_Prepared]:
-    """Return the conversations that are not stored as they are, nor stored in a later state."""
-    known = {
-        row["conversation_id"]: row
-        for row in await connection.fetch(
-            """
-            select k.conversation_id, k.content_hash, k.updated_at,
-                   k.chunk_count = (
-                       select count(*) from public.conversation_chunks c
-                       where c.user_id = k.user_id and c.conversation_id = k.conversation_id
-                         and c.source = k.source and c.chunking_version = $4
-                   ) as complete
-            from fullpass.conversations k
-            where k.user_id = $1 and k.source = $2 and k.conversation_id = any ($3)
-            """,
-            work.job.user_id, work.source, [p.conversation.id for p in batch], CHUNKING_VERSION,
-        )
-    }  # fmt: skip
-    fresh = []
-    for prepared in batch:
-        row = known.get(prepared.conversation.id)
-        # The app may have deleted chunks: a conversation whose rows are gone is saved anew.
-        if row is not None and row["complete"]:
-            updated = prepared.conversation.updated_at
-            if row["content_hash"] == prepared.content_hash:
-                continue
-            stored = row["updated_at"]
-            if updated is not None and stored is not None and stored > updated:
-                continue
-        fresh.append(prepared)
-    return fresh
+async def _refresh_statistics(work: Pass) -> None:
+    """Tell the planner what was loaded: it would still think of an empty table.
 
-
-def _created_at(conversation: Conversation, last_modified: datetime | None) -> datetime:
-    """Date a conversation, by the contract's order; never by the present."""
-    earliest = min((m.at for m in conversation.messages if m.at), default=None)
-    return conversation.created_at or earliest or conversation.updated_at or last_modified or _EPOCH
-
-
-def _staged_rows(
-    work: Pass, prepared: _Prepared, last_modified: datetime | None
-) -> Iterator[tuple[object, ...]]:
-    conversation = prepared.conversation
-    created_at = _created_at(conversation, last_modified)
-    recent = conversation.created_at is not None and (created_at > work.job.started_at - _RECENT)
-    for c in prepared.chunks:
-        spans = [
-            {
-                "message_id": s.message_id,
-                "role": s.role,
-                "at": None if s.at is None else s.at.isoformat(),
-                "start": s.start,
-                "stop": s.stop,
-            }
-            for s in c.spans
-        ]
-        yield (
-            work.job.id, conversation.id, c.tier, c.index, c.total, conversation.title, c.content,
-            len({s.message_id for s in c.spans}), created_at, recent, c.token_count,
-            c.content_hash, json.dumps(spans),
-        )  # fmt: skip
-
-
-async def _remember(
-    work: Pass, connection: Connection, fresh: list[_Prepared], last_modified: datetime | None
-) -> None:
-    await connection.executemany(
-        """
-        insert into fullpass.conversations (
-            user_id, source, conversation_id, content_hash, chunk_count, message_count,
-            own_characters, dated, created_at, updated_at, last_job)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-        on conflict (user_id, source, conversation_id) do update set
-            content_hash = excluded.content_hash, chunk_count = excluded.chunk_count,
-            message_count = excluded.message_count, own_characters = excluded.own_characters,
-            dated = excluded.dated, created_at = excluded.created_at,
-            updated_at = excluded.updated_at, last_job = excluded.last_job
-        """,
-        [
-            (
-                work.job.user_id, work.source, p.conversation.id, p.content_hash, len(p.chunks),
-                len(p.conversation.messages), p.own_characters,
-                p.conversation.created_at is not None,
-                _created_at(p.conversation, last_modified), p.conversation.updated_at,
-                work.job.id,
+    Only the tables' owner may; for others Postgres warns and skips. Late or refused, it is no
+    trouble of the job's: autovacuum comes sooner or later.
+    """
+    with suppress(OutOfReach), database_errors():
+        async with work.pool.acquire() as connection, connection.transaction():
+            await connection.execute(
+                """
+                set local statement_timeout = '20s'; set local lock_timeout = '1s';
+                analyze public.conversation_chunks, fullpass.chunk_messages,
+                        fullpass.conversations
+                """
             )
-            for p in fresh
-        ],
-    )  # fmt: skip
 
 
 async def _finish(work: Pass, report: ReadReport, etag: str | None) -> None:
@@ -351,7 +220,7 @@ async def _finish(work: Pass, report: ReadReport, etag: str | None) -> None:
               and k.source = c.source and k.conversation_id = c.conversation_id
               and c.is_recent is distinct from (k.dated and c.created_at > $3)
             """,
-            work.job.user_id, work.source, work.job.started_at - _RECENT,
+            work.job.user_id, work.source, work.job.started_at - RECENT,
         )  # fmt: skip
         account = {**asdict(report), "removed_conversations": removed, "etag": etag}
         await connection.execute(

@@ -45,7 +45,7 @@ async def full_pass(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
             async with _step(work, "download_conversations"):
                 fetched = await download(work, Path(folder))
             async with _step(work, "chunk_conversations"), _step(work, "save_chunks"):
-                await save_conversations(work, fetched)
+                await save_conversations(work, fetched, Path(folder))
     async with _step(work, "extract_facts"):
         coverage = await extract(work)
     async with _step(work, "consolidate_facts"):
@@ -119,6 +119,11 @@ async def _cost(work: Pass) -> dict[str, Any]:
         "cache_write_tokens": spent.cache_write_tokens,
         "cost_usd": float(spent.cost_usd),
         "calls_of_unknown_price": spent.unpriced_calls,
+        "batch_calls": spent.batch_calls,
+        "saved_by_cache_usd": float(spent.saved_by_cache_usd),
+        "saved_by_batch_usd": float(spent.saved_by_batch_usd),
+        "calls_served_by_ledger": spent.served_calls,
+        "saved_by_ledger_usd": float(spent.saved_by_ledger_usd),
     }
 
 

@@ -13,6 +13,8 @@ from daemon.database import database_errors
 from daemon.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from daemon.database import Pool
 
 _RANKS = {
@@ -63,3 +65,15 @@ async def accepted_tiers(pool: Pool) -> dict[str, str]:
             "taken for medium, which extraction reads; let it accept 'medium'"
         )
     return found
+
+
+def named_tiers(names: Iterable[str]) -> dict[str, str]:
+    """Map micro, medium and macro to the names that CHUNK_TIERS uses for them, asking no database.
+
+    A name that no rank knows is not in the map: `tiers_for` then says so.
+    """
+    given = {name.lower(): name for name in names}
+    return {
+        rank: next((given[alias] for alias in aliases if alias in given), rank)
+        for rank, aliases in _RANKS.items()
+    }

@@ -8,7 +8,9 @@ Measure it with bench/bench_tokens.py; docs/decisions/0050 says how the weights 
 
 from __future__ import annotations
 
+from array import array
 from itertools import product
+from typing import NamedTuple
 from zlib import adler32
 
 _UNIT = 32
@@ -121,8 +123,18 @@ _PREFIXES: dict[int, tuple[tuple[bytes, int], ...]] = {
     for lead, _, _ in _PREFIX
 }
 
+# What pairs cannot see. A deep indentation is one token or two, however deep; data packed as text
+# (a picture, a program, in base64) is of pieces that no vocabulary holds.
+_INDENTATION = b" " * 16
+_INDENTATION_WEIGHT = -10
+_PACKED = b"a" * 64
+_PACKED_WEIGHT = 300
+_PACKED_LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_PACKED_ROWS = bytes(ord("a" if code in _PACKED_LETTERS else " ") for code in range(256))
+
 _SUM_BLOCK = 256
 _PAIR_BLOCK = 65_536
+_OFFSETS_EVERY = 256
 
 
 def _class_table() -> bytes:
@@ -156,26 +168,113 @@ _PAIR_WEIGHT, _RAISED = _pair_table()
 _LEAD_WEIGHT = _lead_table()
 
 
+class Weight(NamedTuple):
+    """What a text weighs, so that the tokens of texts put together need no second look at them.
+
+    `raw` counts 1/32 tokens, as if the text began after a quotation mark; `solid` its bytes that
+    are no spaces; `first` and `last` are the classes of its first and last byte.
+    """
+
+    raw: int
+    solid: int
+    first: int
+    last: int
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of the text by itself, at least 1."""
+        # No text is so English that six letters and marks in a row cost less than a token.
+        return max(1, -(-max(self.raw, -(-self.solid * _UNIT // 6)) // _UNIT))
+
+    def then(self, following: Weight) -> Weight:
+        """Weigh this text and another right after it."""
+        seam = _pair_weight(self.last, following.first) - _pair_weight(0, following.first)
+        return Weight(
+            self.raw + seam + following.raw,
+            self.solid + following.solid,
+            self.first,
+            following.last,
+        )
+
+
 def estimate_tokens(text: str) -> int:
     """Estimate the tokens of a text, at least 1; linear time, more than 100 MB a second.
 
     The whole is never more than the sum of its parts where these begin at a line break, so whoever
     packs paragraphs by sums stays within a limit.
     """
+    return weigh(text).tokens if text else 1
+
+
+def weigh(text: str) -> Weight:
+    """Weigh a text that is not empty."""
     data = text.encode("utf-8", "replace")
-    total = sum(_pairs_weight(data, at) for at in range(0, len(data), _PAIR_BLOCK))
+    raw = sum(
+        _sum(weights) - _RAISED * len(weights)
+        for weights in (_pair_weights(data, at) for at in range(0, len(data), _PAIR_BLOCK))
+    )
     if not text.isascii():
-        total += _sum(data.translate(_LEAD_WEIGHT))
+        raw += _sum(data.translate(_LEAD_WEIGHT))
         for lead, prefixes in _PREFIXES.items():
             if lead in data:
-                total += sum(weight * data.count(prefix) for prefix, weight in prefixes)
-    # No text is so English that six letters and marks in a row cost less than a token.
-    least = -(-(len(data) - data.count(b" ")) * _UNIT // 6)
-    return max(1, -(-max(total, least) // _UNIT))
+                raw += sum(weight * data.count(prefix) for prefix, weight in prefixes)
+    raw += _INDENTATION_WEIGHT * data.count(_INDENTATION)
+    if len(data) >= len(_PACKED):
+        raw += _PACKED_WEIGHT * data.translate(_PACKED_ROWS).count(_PACKED)
+    return Weight(raw, len(data) - data.count(b" "), _CLASS[data[0]], _CLASS[data[-1]])
 
 
-def _pairs_weight(data: bytes, at: int) -> int:
-    """Sum the weights of the pairs of neighbours whose second stands in the block from `at`.
+class Weighed:
+    """A text of which many parts will be weighed: looked at once, each part is then a sum."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._data = text.encode("utf-8", "replace")
+        self._pairs = b"".join(
+            _pair_weights(self._data, at) for at in range(0, len(self._data), _PAIR_BLOCK)
+        )
+        self._leads = b"" if text.isascii() else self._data.translate(_LEAD_WEIGHT)
+        self._prefixes = [
+            found
+            for lead, prefixes in _PREFIXES.items()
+            if self._leads and lead in self._data
+            for found in prefixes
+            if found[0] in self._data
+        ]
+        self._rows = self._data.translate(_PACKED_ROWS)
+        self._offsets = array("Q", [0])
+        if self._leads:
+            for at in range(0, len(text), _OFFSETS_EVERY):
+                piece = text[at : at + _OFFSETS_EVERY].encode("utf-8", "replace")
+                self._offsets.append(self._offsets[-1] + len(piece))
+
+    def part(self, start: int, stop: int) -> Weight:
+        """Weigh characters [start, stop), at least one."""
+        a, b = self._offset(start), self._offset(stop)
+        data = self._data
+        first = _CLASS[data[a]]
+        raw = _sum(self._pairs[a + 1 : b]) - _RAISED * (b - a - 1) + _pair_weight(0, first)
+        if self._leads:
+            raw += _sum(self._leads[a:b])
+            raw += sum(weight * data.count(prefix, a, b) for prefix, weight in self._prefixes)
+        raw += _INDENTATION_WEIGHT * data.count(_INDENTATION, a, b)
+        raw += _PACKED_WEIGHT * self._rows.count(_PACKED, a, b)
+        return Weight(raw, b - a - data.count(b" ", a, b), first, _CLASS[data[b - 1]])
+
+    def _offset(self, character: int) -> int:
+        if not self._leads:
+            return character
+        known, rest = divmod(character, _OFFSETS_EVERY)
+        start = character - rest
+        return self._offsets[known] + len(self._text[start:character].encode("utf-8", "replace"))
+
+
+def _pair_weight(first: int, second: int) -> int:
+    return _PAIR_WEIGHT[first * 16 + second] - _RAISED
+
+
+def _pair_weights(data: bytes, at: int) -> bytes:
+    """Give the raised weight of each pair of neighbours whose second is in the block from `at`.
 
     The classes of all bytes, as one number, shifted by half a byte and laid over itself, hold in
     each byte a class and the class before it: one translation weighs all pairs.
@@ -184,10 +283,14 @@ def _pairs_weight(data: bytes, at: int) -> int:
     block = data[at - before : at + _PAIR_BLOCK]
     classes = int.from_bytes(block.translate(_CLASS), "big")
     pairs = (classes | classes >> 4).to_bytes(len(block), "big")[before:]
-    return _sum(pairs.translate(_PAIR_WEIGHT)) - _RAISED * len(pairs)
+    return pairs.translate(_PAIR_WEIGHT)
 
 
 def _sum(data: bytes) -> int:
     """Sum all bytes at memory speed: adler32's low half is 1 + their sum, modulo 65,521."""
-    blocks = range(0, len(data), _SUM_BLOCK)
-    return sum(adler32(data[at : at + _SUM_BLOCK]) & 0xFFFF for at in blocks) - len(blocks)
+    if len(data) <= _SUM_BLOCK:
+        return (adler32(data) & 0xFFFF) - 1
+    total = 0
+    for at in range(0, len(data), _SUM_BLOCK):
+        total += (adler32(data[at : at + _SUM_BLOCK]) & 0xFFFF) - 1
+    return total

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from daemon.errors import LeaseLost
 from daemon.export.conversation import EVIDENCE_ROLES
@@ -17,6 +17,7 @@ from daemon.fullpass.chunks import CHUNKING_VERSION
 from daemon.llm.request import NumberedMessage
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
     from daemon.fullpass.context import Pass
 
 WindowState = Literal["done", "split"]
+Key = TypeVar("Key")
 Part = tuple[tuple[str, ...], int | None, int | None]
 """A half of a window: its chunks, and the first and last ordinal of a part of one chunk."""
-_PLANNED_AT_ONCE = 4_000
+PLANNED_AT_ONCE = 4_000
 """Chunks looked at in one transaction, so that each is short however large the export."""
 
 
@@ -59,10 +61,11 @@ class Window:
 
     def text(self) -> str:
         """Render the messages as the prompt shows them: labelled, fenced, data only."""
-        return "\n".join(_shown(m.shown) for m in self.messages)
+        return "\n".join(shown(m.shown) for m in self.messages)
 
 
-def _shown(message: NumberedMessage) -> str:
+def shown(message: NumberedMessage) -> str:
+    """Render one message."""
     date = f' date="{message.at:%Y-%m-%d}"' if message.at is not None else ""
     # Text cannot close its own fence: the mark that would is broken by an invisible space.
     text = message.text.replace("<message", "<\u200bmessage").replace(
@@ -125,7 +128,7 @@ async def _account_for_wordless(work: Pass, who: tuple[object, ...]) -> bool:
             {_UNREAD}
               and not exists (select from fullpass.chunk_messages m
                               where m.chunk_id = c.id and m.role = any ($8))
-            limit {_PLANNED_AT_ONCE}
+            limit {PLANNED_AT_ONCE}
             on conflict (user_id, content_hash) do update set
                 job_id = excluded.job_id, chunk_id = excluded.chunk_id, outcome = 'empty',
                 extractor = excluded.extractor, detail = excluded.detail
@@ -146,11 +149,11 @@ async def _plan_page(work: Pass, who: tuple[object, ...]) -> bool:
                   select unnest(w.content_hashes) from fullpass.windows w
                   where w.user_id = $1 and w.source = $2 and w.state = 'planned')
             order by c.created_at, c.conversation_id, c.chunk_index
-            limit {_PLANNED_AT_ONCE}
+            limit {PLANNED_AT_ONCE}
             """,
             *who,
         )
-        packs = _packed(
+        packs = packed(
             [(r["content_hash"], r["token_count"]) for r in rows],
             # Reading by rule costs no call: each chunk alone, so that no conversation's context
             # (a role-play, say) reaches into another's.
@@ -181,10 +184,10 @@ async def _drop_stale(work: Pass, connection: Connection) -> None:
     )  # fmt: skip
 
 
-def _packed(chunks: list[tuple[str, int]], room: int) -> list[tuple[list[str], int]]:
+def packed(chunks: Sequence[tuple[Key, int]], room: int) -> list[tuple[list[Key], int]]:
     """Pack chunks, in order, into windows of at most `room` tokens (one chunk may exceed it)."""
-    packs: list[tuple[list[str], int]] = []
-    hashes: list[str] = []
+    packs: list[tuple[list[Key], int]] = []
+    hashes: list[Key] = []
     size = 0
     for content_hash, tokens in chunks:
         if hashes and size + tokens > room:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from daemon.errors import BadCall, CallFailed, GiveUp, UselessReply, Wait
+from daemon.errors import BadCall, CallFailed, UselessReply, Wait
+from daemon.llm.budget import Budget
 from daemon.llm.request import Reply
 from daemon.logs import get_logger
 
@@ -36,6 +36,8 @@ _ASKED_AGAIN = (
     "\n\n(Try {number}: the reply before this one could not be read. Answer with exactly one JSON "
     "object of the given schema, complete, and nothing around it.)"
 )
+_UNUSABLE = "unusable: "
+"""Before the reason, in the stop reason of a receipt whose reply was no message at all."""
 _TRIES = 8
 _LONGEST_HOLD_SECONDS = 60.0
 """Longest wait between two tries that a job is held for; a longer one releases it."""
@@ -74,6 +76,7 @@ class Caller:
         self.provider = provider
         self.ledger = ledger
         self.limiter = limiter
+        self._budget = Budget()
         # Held while a key is looked up, asked and recorded: two windows with the same text must
         # not both find no receipt and both pay.
         self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -125,19 +128,23 @@ class Caller:
                 raise UselessReply("this very call was paid before in this job, to no use")
             return Answer(read(receipt.reply), receipt.reply)
         scope.holder.check()
-        if scope.max_cost_usd is not None:
-            spent = (await self.ledger.spent(scope.job_id)).cost_usd
-            if spent >= Decimal(str(scope.max_cost_usd)):
-                raise GiveUp(
-                    f"stopped at MAX_COST_USD_PER_JOB ({scope.max_cost_usd:g}): {spent:.4f} USD "
-                    "are spent; what is done is kept, raise the limit and retry to go on"
-                )
+        async with self._budget.reserve(
+            scope.job_id,
+            lambda: self.provider.most_it_costs(request),
+            ceiling_usd=scope.max_cost_usd,
+            spent=lambda: self.ledger.spent(scope.job_id),
+        ):
+            return await self._pay(key, scope, request, read)
+
+    async def _pay(
+        self, key: str, scope: Scope, request: Request, read: Callable[[Reply], T]
+    ) -> Answer[T]:
         reply = await self._call(scope, request)
         self.limiter.seen(len(request.text) + len(request.system) + len(reply.text))
         useless: UselessReply | None = None
         value: T | None = None
         try:
-            value = read(reply)
+            value = read(_message(reply))
         except UselessReply as error:
             useless = error
         # Shielded: a task that is cancelled between reply and receipt would forget a payment.
@@ -165,7 +172,7 @@ class Caller:
                     return await self.provider.call(request)
             except UselessReply as error:
                 # Answered, and so perhaps paid, with nothing in it: leave a receipt of that too.
-                return Reply("", f"unusable: {error}", None, request.model)
+                return Reply("", f"{_UNUSABLE}{error}", None, request.model)
             except BadCall:
                 raise
             except CallFailed as error:
@@ -193,3 +200,10 @@ class Caller:
         while (left := deadline - asyncio.get_running_loop().time()) > 0:
             scope.holder.check()
             await asyncio.sleep(min(0.5, left))
+
+
+def _message(reply: Reply) -> Reply:
+    """Return the reply if it is a message at all, or raise why not."""
+    if reply.stop_reason.startswith(_UNUSABLE):
+        raise UselessReply(reply.stop_reason.removeprefix(_UNUSABLE))
+    return reply

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from daemon.database import database_errors
 from daemon.errors import Systemic
-from daemon.llm.pricing import cost_usd
 from daemon.llm.request import Reply, Request, Usage
 from daemon.logs import get_logger
 
@@ -42,6 +41,13 @@ class Spent:
     cost_usd: Decimal
     unpriced_calls: int
     """Calls whose price is not known; `cost_usd` leaves them out."""
+    batch_calls: int
+    saved_by_cache_usd: Decimal
+    saved_by_batch_usd: Decimal
+    served_calls: int
+    """Receipts that other jobs paid, or this one before an interruption, and that served it again;
+    each counts once, however often it was asked for."""
+    saved_by_ledger_usd: Decimal
 
 
 class Ledger:
@@ -55,12 +61,13 @@ class Ledger:
         with database_errors():
             row = await self._pool.fetchrow(
                 """
-                select usable, response, stop_reason, model, request_id, input_tokens,
-                       output_tokens, cache_read_tokens, cache_write_tokens
+                select id, usable, response, stop_reason, model, request_id, input_tokens,
+                       output_tokens, cache_read_tokens, cache_write_tokens, batch
                 from fullpass.llm_calls
                 where call_key = $1 and usable
                 union all
-                select usable, null, stop_reason, model, request_id, null, null, null, null
+                select id, usable, null, stop_reason, model, request_id, null, null, null, null,
+                       batch
                 from fullpass.llm_calls
                 where call_key = $1 and not usable and job_id = $2
                 order by usable desc
@@ -73,6 +80,8 @@ class Ledger:
             return None
         if not row["usable"]:
             return Receipt(reply=None)
+        with database_errors():
+            await self._pool.execute("select fullpass.note_served($1, $2)", row["id"], job_id)
         return Receipt(
             reply=Reply(
                 text=row["response"] or "",
@@ -86,6 +95,7 @@ class Ledger:
                 model=row["model"],
                 request_id=row["request_id"] or "",
                 from_ledger=True,
+                batch=row["batch"],
             )
         )
 
@@ -105,6 +115,7 @@ class Ledger:
         Tries through short database trouble; raises Systemic when that lasts.
         """
         usage = reply.usage
+        bill = reply.bill
         arguments: tuple[Any, ...] = (
             key,
             user_id,
@@ -117,7 +128,7 @@ class Ledger:
             None if usage is None else usage.output_tokens,
             None if usage is None else usage.cache_read_tokens,
             None if usage is None else usage.cache_write_tokens,
-            cost_usd(reply.model, usage),
+            None if bill is None else bill.cost_usd,
             reply.stop_reason,
             usable,
             # Postgres holds no NUL, and no reply that means anything does.
@@ -125,6 +136,9 @@ class Ledger:
             reply.request_id,
             reply.latency_ms,
             reply.latency_ms + 1000,
+            reply.batch,
+            None if bill is None else bill.saved_by_cache_usd,
+            None if bill is None else bill.saved_by_batch_usd,
         )
         places = ", ".join(f"${n}" for n in range(1, len(arguments) + 1))
         for attempt in range(1, _RECORD_TRIES + 1):
@@ -151,7 +165,15 @@ class Ledger:
                        coalesce(sum(cache_read_tokens), 0) as cache_read_tokens,
                        coalesce(sum(cache_write_tokens), 0) as cache_write_tokens,
                        coalesce(sum(cost_usd), 0) as cost_usd,
-                       count(*) filter (where cost_usd is null) as unpriced_calls
+                       count(*) filter (where cost_usd is null) as unpriced_calls,
+                       count(*) filter (where batch) as batch_calls,
+                       coalesce(sum(saved_by_cache_usd), 0) as saved_by_cache_usd,
+                       coalesce(sum(saved_by_batch_usd), 0) as saved_by_batch_usd,
+                       (select count(*) from fullpass.calls_served where job_id = $1)
+                           as served_calls,
+                       (select coalesce(sum(c.cost_usd), 0) from fullpass.calls_served s
+                        join fullpass.llm_calls c on c.id = s.call_id where s.job_id = $1)
+                           as saved_by_ledger_usd
                 from fullpass.llm_calls where job_id = $1
                 """,
                 job_id,

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 
@@ -54,6 +55,10 @@ class OfflineProvider:
         extracting = request.purpose == "extract"
         answer = {"facts": _extract(request.messages)} if extracting else _sections(request.facts)
         return Reply(json.dumps(answer, ensure_ascii=False), "end_turn", Usage(), "offline")
+
+    def most_it_costs(self, request: Request) -> Decimal:  # noqa: ARG002
+        """Cost nothing."""
+        return Decimal(0)
 
     async def aclose(self) -> None:
         """Hold nothing, close nothing."""

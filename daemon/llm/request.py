@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from decimal import Decimal
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from daemon.llm.rate_limits import RateLimits
 
 Purpose = Literal["extract", "same", "reduce", "memory", "sections"]
 
@@ -82,6 +85,16 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Bill:
+    """What one answered call cost, and what it would have cost more without caching or a batch."""
+
+    cost_usd: Decimal
+    saved_by_cache_usd: Decimal = Decimal(0)
+    """Below zero for the call that writes a prefix: writing costs more than reading plainly."""
+    saved_by_batch_usd: Decimal = Decimal(0)
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """One answered call, useful or not; `usage` None means the server did not say."""
 
@@ -92,3 +105,14 @@ class Reply:
     request_id: str = ""
     latency_ms: int = 0
     from_ledger: bool = False
+    limits: RateLimits | None = None
+    """What the server said the account may still do."""
+    bill: Bill | None = None
+    """None: the price or the usage is not known."""
+    batch: bool = False
+    """Whether it came by a batch, at the batch's price."""
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the model had to stop before it was done."""
+        return self.stop_reason in {"max_tokens", "model_context_window_exceeded"}

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from daemon.errors import BadExport, FullpassError, Systemic
 from daemon.export import source
-from daemon.llm.pricing import model_named
+from daemon.llm.pricing import Models
 from daemon.logs import masked
 from daemon.ops.finding import Finding, mend, note, ok, unknown
 
 if TYPE_CHECKING:
+    from daemon.llm.pricing import Model
     from daemon.settings import Settings
 
 _PROBE = "fullpass-doctor/there-is-no-such-export.json"
@@ -76,11 +77,11 @@ async def check_model(settings: Settings) -> list[Finding]:
         max_retries=0,
         timeout=_TIMEOUT_SECONDS,
     ) as client:
-        return [await _one_model(anthropic, client, name) for name in names]
+        models = Models(settings.model_capabilities)
+        return [await _one_model(anthropic, client, models.named(name)) for name in names]
 
 
-async def _one_model(sdk: Any, client: Any, name: str) -> Finding:
-    model = model_named(name)
+async def _one_model(sdk: Any, client: Any, model: Model) -> Finding:
     check = f"model {model.id}"
     try:
         described = await client.models.retrieve(model.id)

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from daemon.ops.costs import cost_of
 from daemon.ops.plain import plain
 from daemon.ops.why import why
 
@@ -132,7 +133,7 @@ async def job_account(connection: Connection, job_id: UUID) -> dict[str, Any] | 
         user, source = job["user_id"], job["source"]
         outcomes = await _outcomes(connection, user, source)
         facts = await _facts(connection, user, source)
-        cost = await _cost(connection, job_id)
+        cost = await cost_of(connection, job_id)
         seconds_left = await connection.fetchval(
             "select seconds_left from fullpass.ops_running where job_id = $1", job_id
         )
@@ -266,31 +267,6 @@ async def _facts(connection: Connection, user: UUID, source: str | None) -> dict
         "found": sum(row["facts"] for row in found),
         "unverified": sum(rejected.values()),
         "rejected": rejected,
-    }
-
-
-async def _cost(connection: Connection, job_id: UUID) -> dict[str, Any]:
-    """Sum the job's receipts, in all and by purpose."""
-    rows = await connection.fetch(
-        """
-        select purpose, count(*) as calls, count(*) filter (where not usable) as useless_calls,
-               coalesce(sum(input_tokens), 0) as input_tokens,
-               coalesce(sum(output_tokens), 0) as output_tokens,
-               coalesce(sum(cache_read_tokens), 0) as cache_read_tokens,
-               coalesce(sum(cache_write_tokens), 0) as cache_write_tokens,
-               coalesce(sum(cost_usd), 0) as cost_usd,
-               count(*) filter (where cost_usd is null) as calls_of_unknown_price
-        from fullpass.llm_calls where job_id = $1 group by 1 order by min(id)
-        """,
-        job_id,
-    )
-    names = (
-        "calls", "useless_calls", "input_tokens", "output_tokens", "cache_read_tokens",
-        "cache_write_tokens", "cost_usd", "calls_of_unknown_price",
-    )  # fmt: skip
-    return {
-        **{name: sum(row[name] for row in rows) for name in names},
-        "by_purpose": {row["purpose"]: {name: row[name] for name in names} for row in rows},
     }
 
 

@@ -2,8 +2,9 @@
 
 Promise 1 lives here: `Lease.fenced()` is the single door through which anything is written on
 behalf of a job. Its first statement proves that the lease epoch still matches and renews the lease;
-when it does not, nothing in the transaction happens. `Lease.check()` is asked before anything that
-costs money: it ends the work early when this worker can no longer be sure of the lease.
+when it does not, nothing in the transaction happens. `fenced_at_the_end()` is the same door for the
+one thing too large to be short. `Lease.check()` is asked before anything that costs money: it ends
+the work early when this worker can no longer be sure of the lease.
 
 The heartbeat (`heartbeat.py`) renews leases from a thread of its own and tells them what it learns.
 """
@@ -120,6 +121,48 @@ class Lease:
             )
         if self._draining:
             raise Draining
+
+    @asynccontextmanager
+    async def fenced_at_the_end(self) -> AsyncIterator[Connection]:
+        """Open a transaction that proves the lease just before its commit; roll back on error.
+
+        For what cannot be made short: nobody sees any of it before the proof, and the job's row is
+        locked for the moment of the proof only, so that beats go on meanwhile. Each statement in it
+        is short all the same; call `check` between them. Raises as `fenced` does.
+        """
+        if isinstance(self._ended, LeaseLost):
+            raise self._ended
+        limit_ms = str(int(self.lease_seconds * 500))
+        with database_errors():
+            async with (
+                self._writing,
+                self._pool.acquire(timeout=self.lease_seconds / 2) as connection,
+                connection.transaction(),
+            ):
+                await connection.execute(
+                    "select set_config('statement_timeout', $1, true), "
+                    "set_config('lock_timeout', $1, true), "
+                    "set_config('idle_in_transaction_session_timeout', $1, true)",
+                    limit_ms,
+                )
+                yield connection  # type: ignore[misc]
+                # Here the job's row comes last in the order of locks. Whoever holds it and waits
+                # for what this transaction wrote (an erasure) is let through, before Postgres would
+                # see a deadlock and might choose the other.
+                await connection.execute("select set_config('lock_timeout', '400', true)")
+                await connection.execute(
+                    "select from public.processing_jobs where id = $1 for no key update",
+                    self.job_id,
+                )
+                sent_at = clock()
+                await connection.execute(
+                    "select fullpass.hold($1, $2, $3)",
+                    self.job_id,
+                    self.epoch,
+                    self.lease_seconds,
+                )
+        self.renewed(sent_at)
+        self.last_progress = clock()
 
     @asynccontextmanager
     async def fenced(self) -> AsyncIterator[Connection]:

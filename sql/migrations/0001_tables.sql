@@ -448,12 +448,25 @@ create table if not exists fullpass.llm_calls (
     response text,
     request_id text,
     latency_ms int,
+    batch boolean not null default false,
+    saved_by_cache_usd numeric(16, 8), -- below zero: writing the prefix cost more than it saved
+    saved_by_batch_usd numeric(16, 8),
     created_at timestamptz not null default clock_timestamp()
 );
 create index if not exists llm_calls_usable
     on fullpass.llm_calls (call_key) where usable and call_key is not null;
 create index if not exists llm_calls_by_job on fullpass.llm_calls (job_id);
 create index if not exists llm_calls_by_user on fullpass.llm_calls (user_id, created_at);
+
+-- Which receipts served a job again in place of a call: what the ledger saved. A row a job and
+-- receipt, however often an interrupted job asks.
+create table if not exists fullpass.calls_served (
+    user_id uuid not null,
+    job_id uuid not null,
+    call_id bigint not null,
+    served_at timestamptz not null default clock_timestamp(),
+    primary key (job_id, call_id)
+);
 
 -- Every MEMORY ever saved, with what wrote it: an offline one never replaces a model's.
 create table if not exists fullpass.memories (

@@ -20,78 +20,114 @@ begin
 end
 $$;
 
--- Moves a job's staged conversations into conversation_chunks, whole conversations at a time
--- (promise 10): rows whose content did not change keep their id and everything stored beside them;
--- changed and vanished chunks of these conversations go; new ones come. Returns the counts.
-create or replace function fullpass.apply_staged(
-    p_job uuid, p_user uuid, p_source text, p_version int
-) returns jsonb language plpgsql as $$
+-- Three functions bring staged rows into conversation_chunks: match, switch, map. A batch of small
+-- conversations goes through all three in one transaction. A large one is staged and matched in
+-- slices; one transaction of many short statements switches it; then it is mapped in slices.
+
+-- The id under which a staged row will be, or is already, stored.
+alter table fullpass.staged_chunks add column if not exists id uuid not null default gen_random_uuid();
+create index if not exists staged_chunks_by_index on fullpass.staged_chunks (job_id, chunk_index);
+drop index if exists fullpass.staged_chunks_by_job;
+drop function if exists fullpass.apply_staged(uuid, uuid, text, int);
+
+-- Gives staged rows whose very text is stored already the id of that row, which so stays.
+create or replace function fullpass.match_staged(
+    p_job uuid, p_user uuid, p_source text, p_version int, p_conversations text[]
+) returns void language sql as $$
+    update fullpass.staged_chunks n set id = c.id
+    from public.conversation_chunks c
+    where n.job_id = p_job and n.conversation_id = any (p_conversations)
+      and c.user_id = p_user and c.conversation_id = n.conversation_id
+      and c.conversation_id = any (p_conversations) and c.source = p_source
+      and c.chunking_version = p_version and c.chunk_tier::text = n.tier
+      and c.content_hash = n.content_hash and n.id <> c.id
+$$;
+
+-- Begins the switch of a job's staged conversations (promise 10): rows whose content did not change
+-- keep their id and everything stored beside them; changed and vanished chunks of these
+-- conversations go. Refuses where staged rows were lost, which a crash of the server does to an
+-- unlogged table. In the same transaction insert_staged() then brings what is new.
+create or replace function fullpass.switch_staged(
+    p_job uuid, p_user uuid, p_source text, p_expected int
+) returns void language plpgsql as $$
 declare
-    v_removed int;
-    v_touched int;
-    v_added int;
-    v_tier_type text := (
-        select format_type(atttypid, atttypmod) from pg_attribute
-        where attrelid = 'public.conversation_chunks'::regclass and attname = 'chunk_tier');
+    v_conversations text[];
+    v_count int;
 begin
+    select array_agg(distinct conversation_id), count(*) into v_conversations, v_count
+    from fullpass.staged_chunks where job_id = p_job;
+    if v_count <> p_expected then
+        raise exception 'of % staged chunks % are left', p_expected, v_count
+            using errcode = 'crash_shutdown';
+    end if;
+
     delete from public.conversation_chunks c
-    using (select distinct conversation_id from fullpass.staged_chunks where job_id = p_job) s
-    where c.user_id = p_user and c.conversation_id = s.conversation_id
+    where c.user_id = p_user and c.conversation_id = any (v_conversations)
       and (c.source = p_source or c.source is null)
-      and not exists (
-          select from fullpass.staged_chunks n
-          where n.job_id = p_job and n.conversation_id = c.conversation_id
-            and n.tier = c.chunk_tier::text and n.content_hash = c.content_hash
-            and c.source = p_source and c.chunking_version = p_version);
-    get diagnostics v_removed = row_count;
+      and not exists (select from fullpass.staged_chunks n where n.job_id = p_job and n.id = c.id);
 
     update public.conversation_chunks c set
         chunk_index = n.chunk_index, total_chunks = n.total_chunks, title = n.title,
         is_recent = n.is_recent, created_at = n.created_at, token_count = n.token_count
     from fullpass.staged_chunks n
-    where n.job_id = p_job and c.user_id = p_user and c.source = p_source
-      and c.conversation_id = n.conversation_id and c.chunk_tier::text = n.tier
-      and c.content_hash = n.content_hash
+    where n.job_id = p_job and c.id = n.id
       and (c.chunk_index, c.total_chunks, c.title, c.is_recent, c.created_at, c.token_count)
           is distinct from
           (n.chunk_index, n.total_chunks, n.title, n.is_recent, n.created_at, n.token_count);
-    get diagnostics v_touched = row_count;
+end
+$$;
+drop function if exists fullpass.switch_staged(uuid, uuid, text, int, int);
 
+-- Inserts the job's staged chunks that are not stored yet, those with an index in [p_from, p_to).
+create or replace function fullpass.insert_staged(
+    p_job uuid, p_user uuid, p_source text, p_version int, p_from int, p_to int
+) returns void language plpgsql as $$
+declare
+    v_tier_type text := (
+        select format_type(atttypid, atttypmod) from pg_attribute
+        where attrelid = 'public.conversation_chunks'::regclass and attname = 'chunk_tier');
+begin
     execute format($sql$
-        with fresh as (
-            insert into public.conversation_chunks (
-                id, user_id, source, conversation_id, title, content, message_count, created_at,
-                is_recent, chunk_tier, chunk_index, total_chunks, token_count, chunking_version,
-                content_hash)
-            select gen_random_uuid(), $2, $3, n.conversation_id, n.title, n.content,
-                   n.message_count, n.created_at, n.is_recent, n.tier::%s, n.chunk_index,
-                   n.total_chunks, n.token_count, $4, n.content_hash
-            from fullpass.staged_chunks n
-            where n.job_id = $1 and not exists (
-                select from public.conversation_chunks c
-                where c.user_id = $2 and c.conversation_id = n.conversation_id
-                  and c.source = $3 and c.chunk_tier::text = n.tier
-                  and c.content_hash = n.content_hash)
-            returning id, conversation_id, chunk_tier::text as tier, content_hash
-        ), mapped as (
-            insert into fullpass.chunk_messages
-                (chunk_id, ordinal, message_id, role, at, start, stop)
-            select f.id, m.ordinal, m.message_id, m.role, m.at, m.start, m.stop
-            from fresh f
-            join fullpass.staged_chunks n
-                on n.job_id = $1 and n.conversation_id = f.conversation_id and n.tier = f.tier
-                and n.content_hash = f.content_hash
-            cross join lateral rows from (
-                jsonb_to_recordset(n.messages) as
-                    (message_id text, role text, at timestamptz, start int, stop int)
-            ) with ordinality as m (message_id, role, at, start, stop, ordinal)
-        )
-        select count(*) from fresh
+        insert into public.conversation_chunks (
+            id, user_id, source, conversation_id, title, content, message_count, created_at,
+            is_recent, chunk_tier, chunk_index, total_chunks, token_count, chunking_version,
+            content_hash)
+        select n.id, $2, $3, n.conversation_id, n.title, n.content, n.message_count, n.created_at,
+               n.is_recent, n.tier::%s, n.chunk_index, n.total_chunks, n.token_count, $4,
+               n.content_hash
+        from fullpass.staged_chunks n
+        where n.job_id = $1 and n.chunk_index >= $5 and n.chunk_index < $6
+          and not exists (select from public.conversation_chunks c where c.id = n.id)
     $sql$, v_tier_type)
-    into v_added using p_job, p_user, p_source, p_version;
+    using p_job, p_user, p_source, p_version, p_from, p_to;
+end
+$$;
 
-    delete from fullpass.staged_chunks where job_id = p_job;
-    return jsonb_build_object('removed', v_removed, 'touched', v_touched, 'added', v_added);
+-- Writes down which message stands where in the job's chunks that were switched in, for at most
+-- p_limit of them (null: all), and lets go of what was staged. Returns how many it dealt with.
+create or replace function fullpass.map_staged(p_job uuid, p_limit int)
+returns int language plpgsql as $$
+declare
+    v_count int;
+begin
+    with done as (
+        delete from fullpass.staged_chunks where ctid = any (array(
+            select ctid from fullpass.staged_chunks where job_id = p_job limit p_limit))
+        returning id, messages
+    ), mapped as (
+        insert into fullpass.chunk_messages
+            (chunk_id, ordinal, message_id, role, at, start, stop)
+        select d.id, m.ordinal, m.message_id, m.role, m.at, m.start, m.stop
+        from done d
+        cross join lateral rows from (
+            jsonb_to_recordset(d.messages) as
+                (message_id text, role text, at timestamptz, start int, stop int)
+        ) with ordinality as m (message_id, role, at, start, stop, ordinal)
+        where exists (select from public.conversation_chunks c where c.id = d.id)
+        on conflict (chunk_id, ordinal) do nothing
+    )
+    select count(*) into v_count from done;
+    return v_count;
 end
 $$;
 
@@ -141,19 +177,31 @@ create or replace function fullpass.record_call(
     p_key text, p_user uuid, p_job uuid, p_purpose text, p_provider text, p_model text,
     p_prompt_version text, p_input int, p_output int, p_cache_read int, p_cache_write int,
     p_cost numeric, p_stop_reason text, p_usable boolean, p_response text, p_request_id text,
-    p_latency_ms int, p_age_ms int
+    p_latency_ms int, p_age_ms int, p_batch boolean default false,
+    p_saved_by_cache numeric default null, p_saved_by_batch numeric default null
 ) returns void language sql as $$
     insert into fullpass.llm_calls (
         call_key, user_id, job_id, purpose, provider, model, prompt_version, input_tokens,
         output_tokens, cache_read_tokens, cache_write_tokens, cost_usd, stop_reason, usable,
-        response, request_id, latency_ms)
+        response, request_id, latency_ms, batch, saved_by_cache_usd, saved_by_batch_usd)
     select case when erased then null else p_key end, p_user, p_job, p_purpose, p_provider,
            p_model, p_prompt_version, p_input, p_output, p_cache_read, p_cache_write, p_cost,
            p_stop_reason, p_usable and not erased, case when erased then null else p_response end,
-           case when erased then null else p_request_id end, p_latency_ms
+           case when erased then null else p_request_id end, p_latency_ms, p_batch,
+           p_saved_by_cache, p_saved_by_batch
     from (select exists (
         select from fullpass.erasures e
         where e.user_id = p_user
           and e.erased_at > clock_timestamp() - make_interval(secs => p_age_ms / 1000.0)
     ) as erased) as known
+$$;
+
+-- Notes that a receipt served a job in place of a call. What a job's own batch brought is its
+-- first use and no saving. Not fenced: it is said of the ledger, and changes nothing of the job.
+create or replace function fullpass.note_served(p_call bigint, p_job uuid)
+returns void language sql as $$
+    insert into fullpass.calls_served (user_id, job_id, call_id)
+    select c.user_id, p_job, c.id from fullpass.llm_calls c
+    where c.id = p_call and not (c.batch and c.job_id is not distinct from p_job)
+    on conflict do nothing
 $$;

@@ -436,7 +436,7 @@ async def test_a_path_that_was_not_percent_encoded_is_found(
 async def test_planning_by_pages_leaves_no_chunk_out(
     db: Any, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daemon.fullpass.windows._PLANNED_AT_ONCE", 3)
+    monkeypatch.setattr("daemon.fullpass.windows.PLANNED_AT_ONCE", 3)
     export = planted_export(conversations=11)
     wordless = [
         conversation(50 + n, [("assistant", f"Only the model speaks, {n}.")]) for n in range(7)

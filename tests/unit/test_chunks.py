@@ -205,9 +205,9 @@ def test_hashes_do_not_change_from_release_to_release() -> None:
     """A changed hash would make every export new text, and every call paid again (promise 3)."""
     (only,) = chunk(conversation("I moved to Lisbon.", "Noted."), WIDE)
     assert only.content == "User: I moved to Lisbon.\n\nUser: Noted."
-    assert only.content_hash == ("83964d32eb29565ba1383aad905ec54f6b4db62b1d5cc5e5f9286801366a55ce")
+    assert only.content_hash == ("7b9d92a7886b065f3e16a156d7c9f7f87a27525f5694a51baf4973ec5e090ecd")
     assert conversation_hash(conversation("I moved to Lisbon."), (WIDE,)) == (
-        "bab865c8bdb533caa46a50eaeafc57c15a30cf59024a84f0851472d01d32c0dc"
+        "8f120e6a97a4ac0b7e7300d1439db401d122c8bb4c514909b3c7f63ff075e13d"
     )
 
 

@@ -160,7 +160,7 @@ def test_every_conversation_broken_is_told_and_quick(tmp_path: Path) -> None:
     with pytest.raises(
         BadExport, match=r"no conversation could be read; 2000 damaged, first .*item 1"
     ):
-        read(tmp_path, content, limits=Limits(conversation_bytes=2**20))
+        read(tmp_path, content, limits=Limits(held_bytes=2**20, message_bytes=2**20))
     assert time.monotonic() - started < 20
 
 
@@ -200,17 +200,6 @@ def test_depth_of_five_thousand(tmp_path: Path) -> None:
     assert ids == ["d"]
     with pytest.raises(BadExport):
         read(tmp_path, b'{"x":' * 100_000)
-
-
-def test_a_conversation_beyond_the_limit_is_passed_over_and_told(tmp_path: Path) -> None:
-    big = talk("big", "x" * 300_000)
-    limits = Limits(conversation_bytes=2**17)
-    found, report = read(tmp_path, dump([talk("a"), big, talk("b")]), limits=limits)
-    assert [c.id for c in found] == ["a", "b"]
-    assert report.damages == ["conversations.json, item 2: larger than 0.125 MB"]
-    found, report = read(tmp_path, dump([talk("a"), big])[:200_000], limits=limits)
-    assert [c.id for c in found] == ["a"]
-    assert "cut short" in report.damages[0]
 
 
 def test_duplicates_keep_the_latest_state(tmp_path: Path) -> None:

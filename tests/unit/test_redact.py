@@ -11,15 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from daemon.export.redact import redact
+from daemon.export.redact import redact, redact_each
 from tests.support.export_samples import dump, read, talk
 
 # Made here, so that no scanner takes this file for a leak.
 RANDOM = random.Random(11)
 
 
+HEXADECIMAL = "0123456789abcdef"
+
+
 def made(length: int, alphabet: str = string.ascii_letters + string.digits) -> str:
-    return "a1B2" + "".join(RANDOM.choice(alphabet) for _ in range(length - 4))
+    begin = "a1b2" if alphabet is HEXADECIMAL else "a1B2"
+    return begin + "".join(RANDOM.choice(alphabet) for _ in range(length - 4))
 
 
 SECRETS = {
@@ -37,6 +41,34 @@ SECRETS = {
     "npm": "npm_" + made(36),
     "stripe": "sk_live_" + made(24),
     "hugging face": "hf_" + made(34),
+    "openrouter": "sk-or-v1-" + made(64, HEXADECIMAL),
+    "google client": "GOCSPX-" + made(28),
+    "stripe restricted": "rk_test_" + made(24),
+    "docker": "dckr_pat_" + made(27),
+    "pypi": "pypi-AgEIcHlwaS5vcmc" + made(80),
+    "sendgrid": "SG." + made(22) + "." + made(43),
+    "telegram": "123456789:AA" + made(33),
+    "twilio": "SK" + made(32, HEXADECIMAL),
+    "mailgun": "key-" + made(32, HEXADECIMAL),
+    "mailchimp": made(32, HEXADECIMAL) + "-us12",
+    "shopify": "shpat_" + made(32, HEXADECIMAL),
+    "digitalocean": "dop_v1_" + made(64, HEXADECIMAL),
+    "databricks": "dapi" + made(32, HEXADECIMAL),
+    "notion": "ntn_" + made(46),
+    "linear": "lin_api_" + made(40),
+    "airtable": "pat" + made(14) + "." + made(64, HEXADECIMAL),
+    "figma": "figd_" + made(40),
+    "grafana": "glsa_" + made(32) + "_" + made(8, HEXADECIMAL),
+    "vault": "hvs." + made(90),
+    "planetscale": "pscale_tkn_" + made(43),
+    "replicate": "r8_" + made(37),
+    "groq": "gsk_" + made(52),
+    "xai": "xai-" + made(80),
+    "perplexity": "pplx-" + made(48),
+    "postman": "PMAK-" + made(24, HEXADECIMAL) + "-" + made(34, HEXADECIMAL),
+    "azure": "abc8Q~" + made(34),
+    "supabase access": "sbp_" + made(40, HEXADECIMAL),
+    "slack app": "xapp-1-" + made(60),
     "jwt": ".".join(
         base64.urlsafe_b64encode(part).decode().rstrip("=")
         for part in (b'{"alg":"HS256"}', b'{"sub":"1234567890"}', b"signature-bytes-here")
@@ -86,6 +118,18 @@ def test_private_keys_go_as_a_whole(ending: str) -> None:
         ("минипароль: qwerty123", "минипароль: [redacted:password]"),
         ("密码是abc12345", "密码是[redacted:password]"),
         ("postgres://app:s3cr3tPw@db/x", "postgres://app:[redacted:password]@db/x"),
+        ("my password used to be swordfish", "my password used to be [redacted:password]"),
+        ("My old password was hunter2!", "My old password was [redacted:password]!"),
+        ("my password is blue horse.", "my password is [redacted:password]."),
+        ("our wifi password: green lantern", "our wifi password: [redacted:password]"),
+        ("my passphrase is 'correct horse battery'", "my passphrase is '[redacted:password]'"),
+        ("mi contraseña era Gato1234", "mi contraseña era [redacted:password]"),
+        ("Server=db;User Id=sa;Password=M1$ecreto;", "Server=db;User Id=sa;Password=[redacted:password];"),
+        ("mongodb+srv://app:Zx81spectrum@c0.example/x", "mongodb+srv://app:[redacted:password]@c0.example/x"),
+        ("redis://:p4ssw0rd@cache:6379/0", "redis://:[redacted:password]@cache:6379/0"),
+        ("jdbc:postgresql://h/db?user=a&password=b1gS3cret", "jdbc:postgresql://h/db?user=a&password=[redacted:password]"),
+        ("Authorization: Basic dXNlcjpodW50ZXIyMg==", "Authorization: Basic [redacted:password]"),
+        ("aws_secret_access_key = wJalrX7tnFEMI/K7MDENG/bPxRfiCY8ab9cdefgh", "aws_secret_access_key = [redacted:api-key]"),
         ("Authorization: Bearer abcDEF1234567890abcDEF1234", "Authorization: Bearer [redacted:api-key]"),
     ],
 )  # fmt: skip
@@ -99,6 +143,14 @@ def test_passwords_after_a_cue(text: str, expected: str) -> None:
         "my password is incorrect",
         "my password is not working since the update",
         "the password is required",
+        "my password is my birthday.",
+        "My password was reset yesterday.",
+        "my password is long gone",
+        "my password is stored in 1Password",
+        "my password is the same.",
+        "Authorization: Basic realm",
+        "postgresql://user:password@host:5432/database",
+        "https://example.org/a-slug-of-many-words-2024-with-numbers-17/and/more",
         "password = request.form['password']",
         "password: str",
         "def login(user, password=None):",
@@ -141,12 +193,30 @@ def test_at_most_one_false_hit_in_a_megabyte_of_code() -> None:
     assert hits <= size / 1_000_000
 
 
+def test_texts_looked_at_together_know_nothing_of_each_other() -> None:
+    """A cue that ends one message says nothing of the next one's first word."""
+    texts = ["my password is", "hunter2 was a joke", "", "密码是abc12345", "key: " + SECRETS["openai"],
+             "-----BEGIN PRIVATE KEY-----\n" + made(64), "-----END of that", "plain"]  # fmt: skip
+    together = list(redact_each(texts))
+    assert together == [redact(text) for text in texts]
+    assert sum(hits for _, hits in together) == 3
+    assert together[-1][0] is texts[-1]
+
+
+def test_a_long_conversation_is_searched_in_pieces_and_none_is_left_out() -> None:
+    texts = [f"{'word ' * 9_000} and {SECRETS['github']} {n}" for n in range(20)]
+    redacted = list(redact_each(iter(texts)))
+    assert [hits for _, hits in redacted] == [1] * 20
+    assert [text[-1:] for text, _ in redacted] == [text[-1:] for text in texts]
+    assert not any(SECRETS["github"] in text for text, _ in redacted)
+
+
 @pytest.mark.parametrize(
     "unit",
     [
         "sk-", "eyJ", "eyJaaaaaaaa.", "password ", "password:", "my password ", "password is ",
         "-----BEGIN PRIVATE KEY-----", "4", "4111 ", "4111-1111-", "http://", "://a:b", "token",
-        "secret_", "-", "_", "A", "my ", "密码", "key=", "\u0130password",
+        "secret_", "-", "_", "A", "my ", "密码", "key=", "eyJaaaaaaaaaaaaaaaaaa1.", "Authorization: Basic ", "a1" * 12 + ".", "SG.", "\u0130password",
     ],
 )  # fmt: skip
 def test_no_line_is_slow(unit: str) -> None:

@@ -25,6 +25,14 @@ CONTRACT_DEFAULTS = {
     "aws_region": None,
     "aws_access_key_id": None,
     "aws_secret_access_key": None,
+    "aws_session_token": None,
+    "aws_bearer_token_bedrock": None,
+    "anthropic_bedrock_base_url": None,
+    "anthropic_bedrock_mantle_base_url": None,
+    "anthropic_vertex_project_id": None,
+    "cloud_ml_region": "global",
+    "anthropic_vertex_base_url": None,
+    "model_capabilities": {},
     "extraction_model": "claude-haiku-5-5",
     "memory_model": "claude-haiku-5-5",
     "sections_model": "claude-haiku-5-5",
@@ -192,6 +200,18 @@ def test_names_of_choices_may_be_written_in_any_case(monkeypatch) -> None:
     monkeypatch.setenv("LLM_PROVIDER", "Offline")
     assert load_settings().log_level == "DEBUG"
     assert load_settings().llm_provider == "offline"
+
+
+@pytest.mark.parametrize("text", ["nope", "[1]", '{"a": 1}', '{"a": {"input_usd": 1}'])
+def test_model_capabilities_that_are_no_json_of_models_are_told_by_rule(monkeypatch, text) -> None:
+    monkeypatch.setenv("MODEL_CAPABILITIES", text)
+    with pytest.raises(UsageError, match=r"^MODEL_CAPABILITIES: must be JSON that maps models"):
+        load_settings()
+
+
+def test_model_capabilities_are_read_from_the_environment(monkeypatch) -> None:
+    monkeypatch.setenv("MODEL_CAPABILITIES", '{"my-model": {"input_usd": 0.2}}')
+    assert load_settings().model_capabilities == {"my-model": {"input_usd": 0.2}}
 
 
 def test_use_bedrock_chooses_the_provider(monkeypatch) -> None:

@@ -5,13 +5,16 @@ The counts were measured once, as bench/bench_tokens.py measures; newer models b
 
 from __future__ import annotations
 
+import base64
+import json
+import random
 from time import perf_counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.fullpass.tokens import estimate_tokens
+from daemon.fullpass.tokens import Weighed, estimate_tokens, weigh
 
 NEWER = 1.3
 
@@ -180,6 +183,67 @@ def test_the_estimate_is_near_what_a_tokenizer_counted(kind: str) -> None:
     counted, text = MEASURED[kind]
     ratio = estimate_tokens(text.strip()) / (counted * NEWER)
     assert 0.9 <= ratio <= 1.3, f"{ratio:.2f}"
+
+
+def packed() -> str:
+    dice = random.Random(3)
+    data = bytes(dice.randrange(256) for _ in range(1500))
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def nested(depth: int) -> dict[str, object]:
+    if not depth:
+        return {"fn": "isSet"}
+    endpoint = {"url": "https://example.org", "name": f"level {depth}"}
+    return {"conditions": [nested(depth - 1)], "endpoint": endpoint}
+
+
+MINIFIED = (
+    "function r(e,t){var n=e.length;for(var i=0;i<n;i++){if(t(e[i],i))return e[i]}return null}var "
+    "o=function(e){return function(t){return t&&t[e]}},a=Object.create(null);a.map=function(e,t)"
+    "{var n=[];for(var i=0;i<e.length;i++)n.push(t(e[i],i));return n};a.find=r;a.pluck=function"
+    "(e,t){return a.map(e,o(t))};module.exports=a;"
+)
+LISTED = (
+    'CITIES = [\n    "Lisbon", "Porto", "Ghent", "Utrecht", "Leipzig", "Gdansk", "Bergen", "Malmo",'
+    '\n    "Tartu", "Brno", "Graz", "Basel", "Nantes", "Turin", "Seville", "Cork",\n]\n'
+    "CODES = [0x1F, 0x2A, 0x3B, 404, 500, 502, 503, 1024, 65535]\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "counted"),
+    [
+        (packed(), 1411),
+        (json.dumps(nested(14), indent=4), 562),
+        (MINIFIED, 153),
+        (LISTED, 110),
+    ],
+    ids=["a picture in base64", "deep JSON", "minified JavaScript", "lists"],
+)
+def test_what_no_person_writes_is_near_too(text: str, counted: int) -> None:
+    ratio = estimate_tokens(text) / (counted * NEWER)
+    assert 0.9 <= ratio <= 1.3, f"{ratio:.2f}"
+
+
+@given(st.text(max_size=600), st.data())
+@settings(max_examples=150, derandomize=True, deadline=None)
+def test_a_part_of_a_weighed_text_weighs_what_it_weighs_alone(
+    text: str, data: st.DataObject
+) -> None:
+    text = f"{MEASURED['mix'][1]}{text}{MINIFIED}"
+    start = data.draw(st.integers(0, len(text) - 1))
+    stop = data.draw(st.integers(start + 1, len(text)))
+    assert Weighed(text).part(start, stop) == weigh(text[start:stop])
+
+
+@given(st.lists(st.text(min_size=1, max_size=80), min_size=1, max_size=6))
+@settings(max_examples=100, derandomize=True, deadline=None)
+def test_weights_put_together_are_the_weight_of_the_whole(texts: list[str]) -> None:
+    whole = weigh(texts[0])
+    for text in texts[1:]:
+        whole = whole.then(weigh("\n\n")).then(weigh(text))
+    assert whole.tokens == estimate_tokens("\n\n".join(texts))
 
 
 @pytest.mark.parametrize("kind", MEASURED)

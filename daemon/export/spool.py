@@ -1,0 +1,112 @@
+"""What is too large to be held waits in a file: an exported conversation's parts, its messages.
+
+Owns temporary files without a name, which vanish with the process however it ends (promise 11).
+`SpooledMessages` is a sequence like any other, read again from disk at each iteration.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Self, TypeAlias, overload
+
+import msgspec
+
+from daemon.export.conversation import Message, Role
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Spool:
+    """Byte strings by number, in the order they were put down."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed in close()
+        self._ends = array("Q")
+        self._reading_at: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def append(self, raw: bytes) -> int:
+        """Put it down; return its number."""
+        if self._reading_at is not None:
+            self._file.seek(0, 2)
+            self._reading_at = None
+        self._file.write(raw)
+        self._ends.append((self._ends[-1] if self._ends else 0) + len(raw))
+        return len(self._ends) - 1
+
+    def __getitem__(self, number: int) -> bytes:
+        start = self._ends[number - 1] if number else 0
+        size = self._ends[number] - start
+        if self._reading_at != start:
+            self._file.seek(start)
+        self._reading_at = start + size
+        return self._file.read(size)
+
+    def close(self) -> None:
+        """Let the disk space go."""
+        self._file.close()
+
+    def __del__(self) -> None:
+        # An export may hold thousands: none waits for the collector's convenience.
+        if hasattr(self, "_file"):
+            self._file.close()
+
+
+class _Stored(msgspec.Struct, array_like=True):
+    id: str
+    role: Role
+    text: str
+    at: datetime | None
+
+
+class SpooledMessages(Sequence[Message]):
+    """Messages on disk. Iterating holds one at a time."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._spool = Spool(folder)
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(_Stored).decode
+
+    def append(self, message: Message) -> None:
+        """Put one more down."""
+        self._spool.append(
+            self._encode(_Stored(message.id, message.role, message.text, message.at))
+        )
+
+    def extended(self, messages: Iterable[Message]) -> Self:
+        """Put these down; return itself."""
+        for message in messages:
+            self.append(message)
+        return self
+
+    def __len__(self) -> int:
+        return len(self._spool)
+
+    @overload
+    def __getitem__(self, index: int) -> Message: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Message]: ...
+    def __getitem__(self, index: int | slice) -> Message | list[Message]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        stored = self._decode(self._spool[range(len(self))[index]])
+        at = None if stored.at is None else stored.at.astimezone(UTC)
+        return Message(stored.id, stored.role, stored.text, at)
+
+    def __iter__(self) -> Iterator[Message]:
+        return (self[i] for i in range(len(self)))
+
+
+Collected: TypeAlias = list[Message] | SpooledMessages
+"""What a conversation's messages are collected in."""
+
+
+def collected(messages: Collected) -> Sequence[Message]:
+    """Return collected messages as a conversation holds them."""
+    return tuple(messages) if isinstance(messages, list) else messages

@@ -1,0 +1,235 @@
+"""What a pass would ask a model, what that would cost and how long it would take.
+
+The extraction calls are known exactly: they are planned by the pass's own code. Everything after
+depends on what the model finds, so it rests on the assumptions that stand here by name, and
+`assumptions` says them; docs/decisions/0084 says where they come from. Prices are pricing.py's.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from decimal import Decimal
+from math import ceil
+from typing import TYPE_CHECKING
+
+from daemon.fullpass.facts import EXTRACT_SCHEMA, FACTS_PER_REPLY
+from daemon.fullpass.prompts import prompt
+from daemon.fullpass.tokens import estimate_tokens
+from daemon.llm.pricing import cost_usd, model_named
+from daemon.llm.request import Purpose, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from daemon.fullpass.estimate import Survey
+    from daemon.settings import Settings
+
+OWN_TOKENS_PER_FACT = 60
+"""Own words that yield one fact: 40 in the bundled example, which is dense; most hold fewer."""
+FIRST_TOKEN_SECONDS = 1.0
+OUTPUT_TOKENS_PER_SECOND = 100
+"""Latency of a call: the wait for its first token, then its output at this rate."""
+SAVING_FACTOR = 2.0
+"""A pass also writes rows: so many times the seconds that reading took here."""
+BATCH_PRICE = Decimal("0.5")
+"""Of the usual price, for what goes through Message Batches: the extraction calls."""
+
+_REPEATED = 0.1
+"""Share of facts that repeat another and become one with it."""
+_PAIRS_PER_FACT = 0.3
+_FEW_FACTS = 10
+"""Fewer hold no two that are alike."""
+_MOST_PAIRS = 2_000
+_PAIRS_A_CALL = 26
+_SECOND_ROUND = 300
+_FACT = {
+    "category": "preferences",
+    "statement": "Prefers to take the train to the office on most days",
+    "slot": "commute",
+    "polarity": "affirmed",
+    "message": 12,
+    "quote": "I prefer to take the train to the office",
+    "valid_from": "",
+    "confidence": "high",
+}
+_FACT_TOKENS = estimate_tokens(json.dumps(_FACT))
+_STATEMENT_TOKENS = estimate_tokens(_FACT["statement"])  # type: ignore[arg-type]
+_LINE_TOKENS = _STATEMENT_TOKENS + 12
+"""A fact as later prompts show it; reduce.py counts it so too."""
+_VERDICT_TOKENS = estimate_tokens(json.dumps({"pair": 12, "relation": "separate"}))
+_SCHEMA_TOKENS = 250
+"""Of a later step's schema and prompt's frame."""
+_BATCH_TOKENS = 6_000
+_CATEGORIES = 5
+_MOST_FACTS = 20_000
+_SHRINKS = 0.7
+"""Size of the facts after one level of joining."""
+_MAX_LEVELS = 4
+_ROOM_PER_MEMORY_TOKEN = 4
+_SAMPLES_TOKENS = 16_000
+_SECTIONS_TOKENS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """The calls of one purpose, summed."""
+
+    purpose: Purpose
+    calls: int
+    input_tokens: int
+    output_tokens: int
+
+    @property
+    def usage(self) -> Usage:
+        """What one such call uses, on average."""
+        count = max(1, self.calls)
+        return Usage(ceil(self.input_tokens / count), ceil(self.output_tokens / count))
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a pass with a model would ask."""
+
+    facts: int
+    calls: tuple[Calls, ...]
+
+    @property
+    def total(self) -> int:
+        """Calls in all."""
+        return sum(c.calls for c in self.calls)
+
+
+def forecast(found: Survey, settings: Settings) -> Forecast:
+    """Foresee a first pass: nothing of this person read before, no reply lost or cut."""
+    per_window = [min(FACTS_PER_REPLY, w.own_tokens / OWN_TOKENS_PER_FACT) for w in found.windows]
+    facts = round(sum(per_window) * (1 - _REPEATED))
+    steps = [
+        _extraction(found, sum(per_window)),
+        _comparisons(facts),
+        _reduction(facts, settings),
+        _memory(facts, settings),
+        _sections(found, facts, settings),
+    ]
+    return Forecast(facts, tuple(step for step in steps if step.calls))
+
+
+def _extraction(found: Survey, facts: float) -> Calls:
+    fixed = estimate_tokens(prompt("extract").text) + estimate_tokens(json.dumps(EXTRACT_SCHEMA))
+    calls = len(found.windows)
+    return Calls(
+        "extract",
+        calls,
+        sum(w.tokens for w in found.windows) + calls * fixed,
+        round(facts * _FACT_TOKENS) + 8 * calls,
+    )
+
+
+def _comparisons(facts: int) -> Calls:
+    """Pairs of facts that rules leave open, most of them put a second time."""
+    pairs = min(_MOST_PAIRS, round(facts * _PAIRS_PER_FACT)) if facts >= _FEW_FACTS else 0
+    again = min(pairs, _SECOND_ROUND)
+    # Batches have borders of their own: one more than the numbers ask for.
+    calls = sum(ceil(n / _PAIRS_A_CALL) + 1 for n in (pairs, again) if n)
+    asked = pairs + again
+    fixed = estimate_tokens(prompt("same").text) + _SCHEMA_TOKENS
+    return Calls(
+        "same",
+        calls,
+        asked * (2 * _STATEMENT_TOKENS + 6) + calls * fixed,
+        asked * _VERDICT_TOKENS,
+    )
+
+
+def _reduction(facts: int, settings: Settings) -> Calls:
+    room = settings.memory_max_tokens * _ROOM_PER_MEMORY_TOKEN
+    size = min(facts, _MOST_FACTS) * _LINE_TOKENS
+    calls = tokens = level = 0
+    while size > room and level < _MAX_LEVELS:
+        level += 1
+        calls += ceil(size / _BATCH_TOKENS) + _CATEGORIES // 2
+        tokens += size
+        size = round(size * _SHRINKS)
+    fixed = estimate_tokens(prompt("reduce").text) + _SCHEMA_TOKENS
+    return Calls("reduce", calls, tokens + calls * fixed, round(tokens * (1 - _SHRINKS)))
+
+
+def _memory_tokens(facts: int, settings: Settings) -> int:
+    return min(facts * _LINE_TOKENS, settings.memory_max_tokens)
+
+
+def _memory(facts: int, settings: Settings) -> Calls:
+    if not facts:
+        return Calls("memory", 0, 0, 0)
+    shown = min(facts * _LINE_TOKENS, settings.memory_max_tokens * _ROOM_PER_MEMORY_TOKEN)
+    fixed = estimate_tokens(prompt("memory").text) + _SCHEMA_TOKENS
+    # A line of the answer carries its category and citations beside its text.
+    return Calls("memory", 1, shown + fixed, _memory_tokens(facts, settings) * 3 // 2)
+
+
+def _sections(found: Survey, facts: int, settings: Settings) -> Calls:
+    own = found.conversations_with_own_words
+    if own < settings.min_conversations:
+        return Calls("sections", 0, 0, 0)
+    shown = _memory_tokens(facts, settings) + min(found.own_tokens, _SAMPLES_TOKENS)
+    fixed = estimate_tokens(prompt("sections").text) + 3 * _SCHEMA_TOKENS
+    return Calls("sections", 1, shown + fixed, _SECTIONS_TOKENS)
+
+
+# --- money and time
+
+
+def dollars(calls: Iterable[Calls], model: str, *, batch: bool = False) -> Decimal | None:
+    """Price calls on one model; None when its price is not known."""
+    total = Decimal(0)
+    for step in calls:
+        price = cost_usd(model_named(model).id, step.usage)
+        if price is None:
+            return None
+        discount = BATCH_PRICE if batch and step.purpose == "extract" else Decimal(1)
+        total += price * step.calls * discount
+    return total
+
+
+def configured_dollars(foreseen: Forecast, settings: Settings) -> Decimal | None:
+    """Price a pass with the models and the mode that are set."""
+    of_step = {"extract": settings.extraction_model, "sections": settings.sections_model}
+    batch = settings.extraction_mode == "batch"
+    prices = [
+        dollars([step], of_step.get(step.purpose, settings.memory_model), batch=batch)
+        for step in foreseen.calls
+    ]
+    known = [price for price in prices if price is not None]
+    return sum(known, Decimal(0)) if len(known) == len(prices) else None
+
+
+def minutes(foreseen: Forecast, settings: Settings, *, reading_seconds: float) -> float:
+    """Foresee how long a pass takes in realtime mode, at the configured concurrency."""
+    seconds = reading_seconds * SAVING_FACTOR
+    for step in foreseen.calls:
+        one = FIRST_TOKEN_SECONDS + step.usage.output_tokens / OUTPUT_TOKENS_PER_SECOND
+        abreast = 1
+        if step.purpose in {"extract", "same"}:
+            abreast = settings.fact_extraction_concurrency
+        seconds += ceil(step.calls / abreast) * one
+    return seconds / 60
+
+
+def assumptions(settings: Settings) -> tuple[str, ...]:
+    """Say what the figures rest on, for people."""
+    facts = (
+        f"one fact for {OWN_TOKENS_PER_FACT} tokens of the person's own words; steps after "
+        "extraction follow from the number of facts"
+    )
+    time = (
+        f"a call takes {FIRST_TOKEN_SECONDS:g} s and a second more for each "
+        f"{OUTPUT_TOKENS_PER_SECOND} tokens of its reply, "
+        f"{settings.fact_extraction_concurrency} calls at a time "
+        "(FACT_EXTRACTION_CONCURRENCY); no rate limit"
+    )
+    tokens = (
+        "tokens as the newest models count them (older ones count about a quarter fewer); "
+        "a model's thinking is not included"
+    )
+    first = "nothing of this person was read before: what was, is not paid again"
+    return facts, time, tokens, first

@@ -1,0 +1,266 @@
+"""Calls of the Messages API through the vendor's SDK, on whichever platform it runs.
+
+Owns what the SDK raises and means. A platform (`anthropic_api.py`, `bedrock.py`, `vertex.py`) adds
+only where a model is found there and what its credentials' troubles mean. Retries are not here: the
+SDK's are off, and the caller (`caller.py`) owns them, so that they are visible and never outlive a
+lease.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from daemon.errors import BadCall, CallFailed, Systemic, UselessReply
+from daemon.llm.budget import most_it_costs
+from daemon.llm.rate_limits import Throttled, rate_limits_from
+from daemon.llm.wire import parameters, read_message, refused_feature
+from daemon.logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import anthropic
+
+    from daemon.llm.pricing import Model, Models
+    from daemon.llm.rate_limits import RateLimits
+    from daemon.llm.request import Reply, Request
+    from daemon.llm.wire import Feature
+
+_log = get_logger()
+_SYSTEMIC_PAUSE_SECONDS = 60.0
+_MODEL_SETTINGS = "EXTRACTION_MODEL, MEMORY_MODEL, SECTIONS_MODEL"
+_LONGEST_SAID = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a platform answers for a model."""
+
+    client: Any
+    """An async client of the SDK; its type differs by platform."""
+    model_id: str
+    """The model's id there."""
+    extra_body: Mapping[str, str] | None = None
+    price_factor: Decimal = Decimal(1)
+    """What the platform asks there on top of the vendor's list price."""
+
+
+class Platform(Protocol):
+    """One way to reach models."""
+
+    name: str
+    key_hint: str
+    """What to check when it does not accept us."""
+    place_hint: str
+    """What to check, besides the model's name, when it does not know the model."""
+
+    @property
+    def batches(self) -> Any | None:
+        """The SDK's Message Batches resource, or None where there is none."""
+        ...
+
+    def place(self, name: str, model: Model) -> Place:
+        """Return where to call a model that was named so."""
+        ...
+
+    def meaning(self, error: Exception) -> Exception | None:
+        """Say what an error of the platform's own credentials asks of the caller, if it is one."""
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+def is_installed(module: str) -> bool:
+    """Whether an extra's library is there, without loading it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even its parent package
+        return False
+
+
+class MessagesProvider:
+    """Answers requests by the Messages API of one platform."""
+
+    def __init__(self, platform: Platform, models: Models) -> None:
+        import anthropic  # noqa: PLC0415 - 50 MB and a second: only where calls are made
+
+        self.name = platform.name
+        self.sdk = anthropic
+        self.platform = platform
+        self.models = models
+        self._refused: dict[str, frozenset[Feature]] = {}
+
+    async def call(self, request: Request) -> Reply:
+        """Make one call; see Provider.call."""
+        model = self.models.named(request.model)
+        while True:
+            arguments = self.parameters(request)
+            try:
+                return await self._create(request, model, arguments)
+            except self.sdk.APIStatusError as error:
+                feature = None
+                if error.status_code in {400, 422}:
+                    feature = refused_feature(_all_said(error), arguments)
+                if feature is None:
+                    raise self.meaning(error, model.id) from error
+                # Nothing was answered, so nothing was paid: ask the next way, from now on.
+                self._refused[model.id] = self._refused.get(model.id, frozenset()) | {feature}
+                _log.warning("llm.feature_refused", model=model.id, feature=feature,
+                             said=_said(error))  # fmt: skip
+
+    @property
+    def batches(self) -> Any | None:
+        """The SDK's Message Batches resource of this platform, or None."""
+        return self.platform.batches
+
+    def parameters(self, request: Request) -> dict[str, Any]:
+        """Return the body of a call, alone or in a batch, as this server is known to take it."""
+        model = self.models.named(request.model)
+        refused = self._refused.get(model.id, frozenset())
+        place = self.platform.place(request.model, model)
+        return {"model": place.model_id, **parameters(request, model, refused)}
+
+    def reply_of(
+        self,
+        message: Any,
+        model: Model,
+        *,
+        limits: RateLimits | None = None,
+        latency_ms: int = 0,
+        factor: Decimal = Decimal(1),
+        batch: bool = False,
+    ) -> Reply:
+        """Return what a Message of the SDK says and cost, alone or in a batch."""
+        return read_message(
+            message,
+            model=model.id,
+            price=partial(model.bill, batch=batch, factor=factor),
+            limits=limits,
+            latency_ms=latency_ms,
+            batch=batch,
+        )
+
+    async def _create(self, request: Request, model: Model, arguments: Mapping[str, Any]) -> Reply:
+        place = self.platform.place(request.model, model)
+        started = time.monotonic()
+        try:
+            raw = await place.client.messages.with_raw_response.create(
+                timeout=request.timeout_seconds,
+                extra_body=place.extra_body,
+                **arguments,
+            )
+            message: object = await raw.parse()
+        except self.sdk.APIStatusError:
+            raise
+        except self.sdk.APIError as error:
+            raise self.meaning(error, model.id) from error
+        except json.JSONDecodeError as error:
+            raise CallFailed("the server's reply broke off") from error
+        except Exception as error:
+            # The SDK passes on what a cloud's own credential libraries raise.
+            meant = self.platform.meaning(error)
+            if meant is None:
+                raise
+            raise meant from error
+        if not isinstance(message, self.sdk.types.Message):
+            # An HTML page with status 200 comes back as a plain string (FACTS section 2).
+            raise UselessReply("the server answered with a page that is no message")
+        return self.reply_of(
+            message,
+            model,
+            limits=rate_limits_from(raw.headers),
+            latency_ms=round((time.monotonic() - started) * 1000),
+            factor=place.price_factor,
+        )
+
+    def most_it_costs(self, request: Request) -> Decimal:
+        """Return the most that a call can cost; see Provider.most_it_costs."""
+        return most_it_costs(request, self.models.named(request.model))
+
+    async def aclose(self) -> None:
+        """Close the platform's connections."""
+        await self.platform.aclose()
+
+    def meaning(self, error: anthropic.APIError, model_id: str) -> Exception:
+        """Say what an error of the SDK asks of the caller."""
+        if isinstance(error, self.sdk.APIResponseValidationError):
+            return UselessReply("the server's reply has a shape the API does not have")
+        if not isinstance(error, self.sdk.APIStatusError):
+            return CallFailed(f"the LLM server could not be reached ({type(error).__name__})")
+        status, said = error.status_code, _said(error)
+        where = f"LLM server answered {status}: {said}"
+
+        def systemic(what: str) -> Systemic:
+            return Systemic(f"the {where}; check {what}", seconds=_SYSTEMIC_PAUSE_SECONDS)
+
+        if status == 401 or (status == 403 and "permission" not in said.lower()):
+            return systemic(self.platform.key_hint)
+        if status in {402, 403} or (status in {400, 429} and _speaks_of_money(error, status)):
+            return systemic("the account's billing, limits and permissions")
+        if status == 404 or (status == 400 and _speaks_of_no_model(error)):
+            return systemic(
+                f"the model name {model_id!r} ({_MODEL_SETTINGS}) and {self.platform.place_hint}"
+            )
+        if status in {408, 409, 425, 429} or status >= 500:
+            seconds = _retry_after(error)
+            if status in {429, 529}:
+                limits = rate_limits_from(error.response.headers)
+                return Throttled(where, retry_after_seconds=seconds, limits=limits)
+            return CallFailed(where, retry_after_seconds=seconds)
+        return BadCall(where)
+
+
+def _inner(error: anthropic.APIStatusError) -> Mapping[str, Any]:
+    """Return the part of an error's body that says what is wrong, in each platform's shape."""
+    body = error.body
+    if not isinstance(body, dict):
+        return {}
+    inner = body.get("error")
+    return inner if isinstance(inner, dict) else body
+
+
+def _said(error: anthropic.APIStatusError) -> str:
+    """Return the server's own short words, never the request's."""
+    inner = _inner(error)
+    message = inner.get("message", inner.get("Message"))
+    if not message:
+        return type(error).__name__
+    kind = inner.get("type") or inner.get("status")
+    return (f"{kind}: {message}" if kind else str(message))[:_LONGEST_SAID]
+
+
+def _all_said(error: anthropic.APIStatusError) -> str:
+    return json.dumps(error.body, default=str) if error.body else ""
+
+
+def _speaks_of_money(error: anthropic.APIStatusError, status: int) -> bool:
+    """Whether a 400 or 429 is about a spend limit: waiting a little does not lift it."""
+    inner = _inner(error)
+    details = inner.get("details")
+    code = details.get("error_code") if isinstance(details, dict) else inner.get("error_code")
+    text = f"{code or ''} {inner.get('message', '')}".lower()
+    words = ["spend", "billing", "credit balance"]
+    if status == 400:  # a plain rate limit, a 429, may be called a usage limit too
+        words.append("usage limit")
+    return any(word in text for word in words)
+
+
+def _speaks_of_no_model(error: anthropic.APIStatusError) -> bool:
+    """Whether a 400 says that there is no such model, which is how Bedrock says it."""
+    text = str(_inner(error).get("message", "")).lower()
+    return "model identifier is invalid" in text or "on-demand throughput" in text
+
+
+def _retry_after(error: anthropic.APIStatusError) -> float | None:
+    try:
+        return max(0.0, float(error.response.headers.get("retry-after", "")))
+    except ValueError:
+        return None

@@ -1,0 +1,81 @@
+"""What an account may still do, as the server's reply says: the anthropic-ratelimit headers.
+
+Owns reading them and nothing else; `pace.py` decides what follows. A header that is missing or
+unreadable is left out, so any server may send all, some or none of them.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Literal, get_args
+
+from daemon.errors import CallFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Kind = Literal["requests", "input_tokens", "output_tokens"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """One allowance: `limit` a minute, `remaining` now, full again in `reset_seconds`."""
+
+    limit: int
+    remaining: int
+    reset_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimits:
+    """The allowances that a reply told of; None where it did not."""
+
+    requests: Allowance | None = None
+    input_tokens: Allowance | None = None
+    output_tokens: Allowance | None = None
+
+    def of(self, kind: Kind) -> Allowance | None:
+        """Return one of them."""
+        allowance: Allowance | None = getattr(self, kind)
+        return allowance
+
+
+class Throttled(CallFailed):
+    """The server asks for fewer calls (429, 529): repeat later, and all of us more slowly."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_seconds: float | None = None,
+        limits: RateLimits | None = None,
+    ) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
+        self.limits = limits
+
+
+def rate_limits_from(headers: Mapping[str, str]) -> RateLimits | None:
+    """Read the headers of a reply or an error; None when they tell of no allowance."""
+    found: dict[str, Allowance] = {}
+    for kind in KINDS:
+        prefix = f"anthropic-ratelimit-{kind.replace('_', '-')}"
+        with suppress(KeyError, ValueError):
+            limit, remaining = int(headers[f"{prefix}-limit"]), int(headers[f"{prefix}-remaining"])
+            if limit > 0:
+                reset = _seconds_until(headers.get(f"{prefix}-reset"), headers.get("date"))
+                found[kind] = Allowance(limit, remaining, reset)
+    return RateLimits(**found) if found else None
+
+
+def _seconds_until(reset: str | None, date: str | None) -> float | None:
+    """Seconds from the server's own clock, where it tells it, to the reset."""
+    try:
+        at = datetime.fromisoformat(reset or "")
+        now = parsedate_to_datetime(date) if date else datetime.now(UTC)
+        return (at - now).total_seconds()
+    except (ValueError, TypeError):  # no time, or one without a zone
+        return None
