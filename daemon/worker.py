@@ -39,6 +39,7 @@ from daemon.llm.providers import provider_from
 from daemon.llm.sharing import Sharing, account_of
 from daemon.logs import bind_job, get_logger, masked
 from daemon.memory_gauge import Gauge, allowed_calls, peak_rss_bytes, read_gauge
+from daemon.ops.doctor import at_start
 from daemon.queue import jobs
 from daemon.queue.backoff import Backoff
 from daemon.queue.ending import Endings, Tally
@@ -204,6 +205,7 @@ class Worker:
         beside = [asyncio.create_task(self._wake_on_drain(serving.wakeup))]
         if serving.batches is not None:
             beside.append(asyncio.create_task(serving.batches.keep_tending()))
+        beside.append(asyncio.create_task(at_start(None if once else pool, settings)))
         heartbeat.start()
         _log.info(
             "worker.started", worker_id=self.worker_id, version=__version__,
