@@ -146,7 +146,8 @@ class Worker:
                     await self._serve_with(pool, accepted, once=once)
             finally:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(pool.close(), timeout=2.0)
+                    async with asyncio.timeout(2):
+                        await pool.close()
                 pool.terminate()
         finally:
             self._shutdown.close()
@@ -232,7 +233,8 @@ class Worker:
                 pause = backoff.next_seconds()
                 _log.warning("worker.waiting", waits_for=str(error), seconds=round(pause, 1))
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._draining.wait(), timeout=pause)
+                    async with asyncio.timeout(pause):
+                        await self._draining.wait()
         return None
 
     async def _serve(self, serving: _Serving, *, once: bool) -> None:
@@ -315,7 +317,7 @@ class Worker:
         # An idle worker's memory stands still: what the last beat read will do, and is quicker.
         if self._running and time.monotonic() >= self._gauge_read_at + _REREAD_SECONDS:
             self._read_gauge()
-        # One job runs in whatever memory there is; more need room.
+        # One job runs in any memory; more need room.
         least = 0 if self._running else 1
         return min(places, max(least, self._gauge.available_bytes // _ROOM_FOR_A_JOB_BYTES))
 

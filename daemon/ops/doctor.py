@@ -272,7 +272,8 @@ async def _check_listen(settings: Settings, url: str) -> Finding:
             try:
                 await sender.execute("select pg_notify($1, '')", channel)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(heard.wait(), timeout=_LISTEN_TIMEOUT_SECONDS / 2)
+                    async with asyncio.timeout(_LISTEN_TIMEOUT_SECONDS / 2):
+                        await heard.wait()
             finally:
                 await sender.close(timeout=2)
     except FullpassError as error:
