@@ -17,7 +17,7 @@ WORKERS ?= 2
 ARGS ?=
 BENCHES := bench-queue bench-ingest bench-llm bench-quality bench-scale bench-cost
 
-.PHONY: help install demo test check format faults bench $(BENCHES) pins clean
+.PHONY: help install demo example test check format faults bench $(BENCHES) pins clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## Read the bundled example and print its MEMORY
 	@$(BIN)/fullpass demo
+
+example: $(STAMP) ## Renew the example: its export, its truth and the MEMORY made from it
+	@$(BIN)/python examples/build.py --memory
 
 test: $(STAMP) ## Every test, the faults in their short form
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)

@@ -125,6 +125,7 @@ def planned(dice: random.Random, scale: int) -> list[PlannedFact]:
         kind="reworded",
         mentions=2,
     )
+    _peculiar(add, chain)
     for n in range(scale):
         name, other = names[n % len(names)], names[(n + 7) % len(names)]
         city, food = CITIES[n % len(CITIES)], FOODS[n % len(FOODS)]
@@ -272,6 +273,117 @@ def planned(dice: random.Random, scale: int) -> list[PlannedFact]:
         for said in _abroad(n, name, city):
             add("preferences", said, kind="language", mentions=2)
     return facts
+
+
+_TWINS = [
+    ("I take vitamin D in winter.", "Takes vitamin D in winter"),
+    ("I take vitamin A in winter.", "Takes vitamin A in winter"),
+    ("My cycling shirts are size S.", "Wears size S in cycling shirts"),
+    ("My cycling shirts used to be size M.", "Used to wear size M in cycling shirts"),
+    ("I like milk chocolate best warm.", "Likes milk chocolate warm"),
+    ("I like chocolate milk best warm.", "Likes chocolate milk warm"),
+    ("I think that rules serve people.", "Thinks that rules serve people"),
+    ("I think that people serve rules.", "Thinks that people serve rules"),
+    ("I was a smoker once.", "Was a smoker"),
+    ("My uncle is a smoker.", "Uncle is a smoker"),
+    ("I'm used to sleeping on trains.", "Is used to sleeping on trains"),
+    ("I never sleep on trains.", "Never sleeps on trains"),
+    ("मेरा भाई दिन में सोता है।", "भाई दिन में सोता है"),
+    ("मेरा भाई दान में सोता है।", "भाई दान में सोता है"),
+    ("ฉันชอบม้าสีขาว", "ชอบม้าสีขาว"),
+    ("ฉันชอบมาสีขาว", "ชอบมาสีขาว"),
+    ("すいかが好きです。", "すいかが好き"),
+    ("いかが好きです。", "いかが好き"),
+    ("我喜欢狗不喜欢猫。", "喜欢狗不喜欢猫"),
+    ("我哥哥不喜欢狗喜欢猫。", "哥哥不喜欢狗喜欢猫"),
+    ("Je prends le bus D.", "Prend le bus D"),
+    ("Je prends le bus A.", "Prend le bus A"),
+    ("My mother drives a van.", "Mother drives a van"),
+    ("I run 5 km in 24:30.", "Runs 5 km in 24:30"),
+    ("I run 10 km in 51:12.", "Runs 10 km in 51:12"),
+]
+"""Neighbours that only look alike."""
+
+
+def _peculiar(add: Any, chain: Any) -> None:
+    """Add what other scripts, letters, units, tenses, slips of the pen and wishes make difficult."""
+    for said in _TWINS:
+        add("preferences", [said], kind="twin")
+    for slot, one, other in [
+        (
+            "allergy",
+            ("I'm allergic to lupins.", "Is allergic to lupins"),
+            ("I'm allergic to walnuts.", "Is allergic to walnuts"),
+        ),
+        (
+            "medication",
+            ("I take metformin at noon.", "Takes metformin at noon"),
+            ("I take lisinopril at dawn.", "Takes lisinopril at dawn"),
+        ),
+        (
+            "musical goal",
+            ("I want to learn the fiddle.", "Wants to learn the fiddle"),
+            ("I want to sing in a choir.", "Wants to sing in a choir"),
+        ),
+        (
+            "sibling",
+            ("My brother Callum studies law.", "Has a brother Callum who studies law"),
+            ("My sister Isla nurses.", "Has a sister Isla who is a nurse"),
+        ),
+    ]:
+        for said in (one, other):
+            add("preferences", [said], slots=[slot], kind="both hold")
+    for wordings, slot in [
+        (
+            [
+                ("I'm 182 cm tall.", "Is 182 cm tall"),
+                ("At 1.82 m I bump into lamps.", "Is 1.82 m tall"),
+            ],
+            "height",
+        ),
+        (
+            [
+                ("猫を三匹飼っています。", "猫を三匹飼っている"),
+                ("うちには猫が3匹います。", "猫が3匹いる"),
+            ],
+            "number of cats at home",
+        ),
+        (
+            [("لدي ٣ إخوة.", "لديه ٣ إخوة"), ("عندي ثلاثة إخوة.", "لديه ثلاثة إخوة")],
+            "number of siblings",
+        ),
+        (
+            [
+                ("Мою жену зовут Катя.", "Жену зовут Катя"),
+                ("My wife is Katya.", "Wife is named Katya"),
+            ],
+            "wife's name",
+        ),
+        (
+            [
+                ("Regensburg is my favourite town.", "Favourite town is Regensburg"),
+                ("I adore Regensbrug.", "Adores Regensbrug"),
+            ],
+            "",
+        ),
+        (
+            [
+                ("Mieszkam z Anią i psem.", "Mieszka z Anią i psem"),
+                ("Ania i pies mieszkają ze mną.", "Ania i pies mieszkają z nim"),
+            ],
+            "",
+        ),
+    ]:
+        add("preferences", wordings, slots=[slot], kind="peculiar", mentions=2)
+    chain("beliefs", [
+        [("I believe remote work is the future.", "Believes remote work is the future")],
+        [("Remote work hollows teams out.", "Believes remote work hollows teams out")],
+        [("Remote work is fine with monthly visits.", "Believes remote work is fine with monthly visits")],
+    ], ["view on remote work"], kind="change of mind")  # fmt: skip
+    chain("dates", [
+        [("Marmot goes live in April.", "Marmot goes live in April")],
+        [("Scratch that, Marmot goes live in May, not April.", "Marmot goes live in May, not April")],
+    ], ["Marmot launch"], kind="corrected")  # fmt: skip
 
 
 def _abroad(n: int, name: str, city: str) -> list[list[Said]]:

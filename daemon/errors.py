@@ -9,6 +9,7 @@
     ├── Wait                nobody's fault; release the job, no attempt used
     │   ├── Systemic        every job would meet it (bad key, outage); pause the worker
     │   │   └── OutOfReach  the database itself: nothing can be claimed meanwhile anyway
+    │   ├── AwaitsBatch     replies come by batch: look again later
     │   └── Draining        this worker is shutting down
     ├── Stop                the job is no longer ours to work on
     │   ├── LeaseLost       another worker may hold it: write nothing more
@@ -67,6 +68,18 @@ class OutOfReach(Systemic):
 
     def __init__(self, message: str, *, seconds: float = 1.0) -> None:
         super().__init__(message, seconds=seconds)
+
+
+class AwaitsBatch(Wait):
+    """Replies come by batch: release the job until the next look, whatever the longest wait.
+
+    A batch has an end of its own (24 hours), so MAX_WAIT_HOURS does not count. `stage` is what the
+    person's profile says meanwhile.
+    """
+
+    def __init__(self, message: str, *, seconds: float, stage: str) -> None:
+        super().__init__(message, seconds=seconds)
+        self.stage = stage
 
 
 class Draining(Wait):

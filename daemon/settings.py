@@ -92,6 +92,8 @@ class Settings(BaseSettings):
     memory_model: str = DEFAULT_MODEL
     sections_model: str = DEFAULT_MODEL
     extraction_mode: ExtractionMode = "realtime"
+    batch_poll_seconds: _BeatSeconds = 30.0
+    """First pause between two looks at a batch; grows with the batch's age to ten times that."""
     fact_extraction_concurrency: int = Field(default=3, ge=1, le=50)
     """Ceiling of parallel LLM calls; memory and rate limits may hold it lower."""
     llm_timeout_seconds: _Seconds = 60.0

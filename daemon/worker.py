@@ -28,12 +28,15 @@ from daemon.database import is_transaction_pooler, open_pool
 from daemon.errors import OutOfReach, Systemic
 from daemon.fullpass.chunks import tiers_for
 from daemon.fullpass.context import Pass
+from daemon.fullpass.outcomes import read_reply
 from daemon.fullpass.steps import full_pass
 from daemon.fullpass.tiers import accepted_tiers
+from daemon.llm.batches import batches_of
 from daemon.llm.caller import Caller
 from daemon.llm.ledger import Ledger
 from daemon.llm.limiter import CallLimiter
 from daemon.llm.providers import provider_from
+from daemon.llm.sharing import Sharing, account_of
 from daemon.logs import bind_job, get_logger, masked
 from daemon.memory_gauge import Gauge, allowed_calls, peak_rss_bytes, read_gauge
 from daemon.ops.doctor import at_start
@@ -53,6 +56,8 @@ if TYPE_CHECKING:
 
     from daemon.database import Pool
     from daemon.fullpass.chunks import Tier
+    from daemon.llm.batches import Batches
+    from daemon.llm.patience import Patience
     from daemon.queue.jobs import Job
     from daemon.settings import Settings
 
@@ -71,20 +76,6 @@ _MEND_SECONDS = 3600.0
 _LATE_SECONDS = 2.0
 
 
-class _WatchedLedger(Ledger):
-    """A ledger whose receipts count as progress of their job."""
-
-    def __init__(self, pool: Pool, leases: Callable[[], list[Lease]]) -> None:
-        super().__init__(pool)
-        self._leases = leases
-
-    async def record(self, *arguments: Any, job_id: UUID, **named: Any) -> None:
-        await super().record(*arguments, job_id=job_id, **named)
-        for lease in self._leases():
-            if lease.job_id == job_id:
-                lease.progressed()
-
-
 @dataclass(frozen=True, slots=True)
 class _Serving:
     """What a connected worker serves with."""
@@ -96,6 +87,7 @@ class _Serving:
     caller: Caller
     tiers: tuple[Tier, ...]
     medium: str
+    batches: Batches | None
 
 
 class Worker:
@@ -112,11 +104,13 @@ class Worker:
         *,
         only: UUID | None = None,
         run_pass: RunPass = full_pass,
+        patience: Patience | None = None,
     ) -> None:
         self._settings = settings
         self._url = url
         self._only = only
         self._run_pass = run_pass
+        self._patience = patience
         # Fresh at every boot: a restarted worker must never be taken for the one before.
         self.worker_id = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(3)}"
         self.tally = Tally()
@@ -179,7 +173,7 @@ class Worker:
             echo=LoopEcho(asyncio.get_running_loop()),
             end_process=lambda: os._exit(1),
         )
-        ledger = _WatchedLedger(pool, lambda: list(self._running.values()))
+        ledger = Ledger(pool, landed=self._receipt_landed)
         serving = _Serving(
             pool=pool,
             wakeup=Wakeup(
@@ -194,28 +188,37 @@ class Worker:
                 max_wait_hours=settings.max_wait_hours,
                 tally=self.tally,
             ),
-            caller=Caller(self._provider, ledger, self._limiter),
+            caller=Caller(
+                self._provider, ledger, self._limiter, patience=self._patience, alarm=self._pause
+            ),
             tiers=tiers_for(settings, accepted),
             medium=accepted["medium"],
+            batches=batches_of(self._provider, pool, settings, read=read_reply),
         )
         # Should the loop be blocked then, the heartbeat's thread ends what it cannot.
         self._shutdown.at_once = lambda now: heartbeat.drain_by(
             now + settings.shutdown_grace_seconds + _LATE_SECONDS
         )
-        drain_watch = asyncio.create_task(self._wake_on_drain(serving.wakeup))
+        sharing = Sharing(
+            pool, self._limiter, worker_id=self.worker_id, account=account_of(settings)
+        )
+        beside = [asyncio.create_task(self._wake_on_drain(serving.wakeup))]
+        if serving.batches is not None:
+            beside.append(asyncio.create_task(serving.batches.keep_tending()))
+        beside.append(asyncio.create_task(at_start(None if once else pool, settings)))
         heartbeat.start()
         _log.info(
             "worker.started", worker_id=self.worker_id, version=__version__,
             provider=self._provider.name, memory_limit_mb=self._gauge.limit_bytes >> 20,
             memory_limit_from=self._gauge.source, llm_limit=self._limiter.limit,
         )  # fmt: skip
-        look = asyncio.create_task(at_start(None if once else pool, settings))
         try:
             await self._serve(serving, once=once)
             await self._drain()
         finally:
-            look.cancel()
-            drain_watch.cancel()
+            for task in beside:
+                task.cancel()
+            await sharing.close()
             await asyncio.to_thread(heartbeat.stop)
             await serving.wakeup.close()
 
@@ -240,6 +243,7 @@ class Worker:
             try:
                 await self._claim_all(serving)
                 if self._waiting_for is not None and time.monotonic() >= self._paused_until:
+                    _log.info("worker.resumed", waited_for=self._waiting_for)
                     self._waiting_for = None
                 if once and not self._running:
                     if self._waiting_for is not None:
@@ -281,8 +285,9 @@ class Worker:
             lease_seconds=settings.lease_seconds, sent_at=sent_at,
         )  # fmt: skip
         work = Pass(
-            job, lease, serving.pool, settings, serving.caller, serving.tiers, serving.medium
-        )
+            job, lease, serving.pool, settings, serving.caller, serving.tiers, serving.medium,
+            batches=serving.batches,
+        )  # fmt: skip
         serving.heartbeat.add(lease, patience_seconds=lambda: patience_seconds(work.step, settings))
         task = asyncio.create_task(self._run_job(work, serving.endings), name=f"job {job.id}")
         self._running[task] = lease
@@ -307,16 +312,16 @@ class Worker:
         places = self._settings.max_concurrent_jobs - len(self._running)
         if places <= 0 or self._draining.is_set() or time.monotonic() < self._paused_until:
             return 0
-        if time.monotonic() >= self._gauge_read_at + _REREAD_SECONDS:
-            self._gauge = read_gauge(memory_limit_mb=self._settings.memory_limit_mb)
-            self._gauge_read_at = time.monotonic()
+        # An idle worker's memory stands still: what the last beat read will do, and is quicker.
+        if self._running and time.monotonic() >= self._gauge_read_at + _REREAD_SECONDS:
+            self._read_gauge()
         # One job runs in whatever memory there is; more need room.
         least = 0 if self._running else 1
         return min(places, max(least, self._gauge.available_bytes // _ROOM_FOR_A_JOB_BYTES))
 
     async def _claim(self, pool: Pool, room: int) -> list[Job]:
         settings = self._settings
-        if self._only is not None and (self._running or self._only in self.tally.completed):
+        if self._only and (self._running or self.tally.done_with(self._only)):
             return []
         return await jobs.claim_many(
             pool,
@@ -361,6 +366,11 @@ class Worker:
                 await endings.completed(work, result, cost)
                 self._pauses = 0
 
+    def _receipt_landed(self, job_id: UUID) -> None:
+        for lease in self._running.values():
+            if lease.job_id == job_id:
+                lease.progressed()
+
     # -- pausing and draining --------------------------------------------------------------------
 
     def _pause(self, error: Systemic) -> None:
@@ -372,7 +382,8 @@ class Worker:
         seconds = min(_LONGEST_PAUSE_SECONDS, doubled)
         self._paused_until = time.monotonic() + seconds * random.uniform(0.9, 1.1)
         self._waiting_for = masked(str(error))
-        _log.error("worker.paused", waits_for=self._waiting_for, seconds=round(seconds, 1))
+        _log.error("worker.paused", alert=True, waits_for=self._waiting_for,
+                   seconds=round(seconds, 1))  # fmt: skip
 
     async def _wake_on_drain(self, wakeup: Wakeup) -> None:
         await self._draining.wait()
@@ -395,8 +406,12 @@ class Worker:
 
     # -- vitals ----------------------------------------------------------------------------------
 
-    def _allowed_calls(self, largest_exchange_bytes: int) -> int:
+    def _read_gauge(self) -> None:
         self._gauge = read_gauge(memory_limit_mb=self._settings.memory_limit_mb)
+        self._gauge_read_at = time.monotonic()
+
+    def _allowed_calls(self, largest_exchange_bytes: int) -> int:
+        self._read_gauge()
         return allowed_calls(
             self._gauge,
             ceiling=self._settings.fact_extraction_concurrency,
@@ -405,12 +420,12 @@ class Worker:
 
     def _vitals(self) -> dict[str, Any]:
         """Read on the heartbeat's thread: plain attributes only."""
+        self._read_gauge()
         return {
             "version": __version__,
             "rss_bytes": self._process.memory_info().rss,
             "memory_limit_bytes": self._gauge.limit_bytes,
             "peak_rss_bytes": peak_rss_bytes(),
-            "llm_in_flight": self._limiter.in_flight,
-            "llm_limit": self._limiter.last_limit,
+            **self._limiter.vitals,
             "waiting_for": self._waiting_for or self._out_of_reach,
         }

@@ -4,13 +4,18 @@ The text file is what people read and edit; the two JSON files are what programs
 committed. Ids and times follow from the text alone, so building twice changes nothing. The shape is
 that of a ChatGPT export of 2026: a tree of nodes, of which `current_node` names the visible leaf.
 
-    python examples/build.py
+    python examples/build.py            # the two JSON files
+    python examples/build.py --memory   # and MEMORY.md, as `fullpass run` writes it without a model
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -240,12 +245,27 @@ def build(source: str) -> tuple[list[Json], Json]:
     return conversations[::-1], truth
 
 
+def memory(export: Path) -> str:
+    """Run a pass over the export without a model, on a database of its own; return its MEMORY."""
+    with tempfile.TemporaryDirectory(prefix="fullpass-example-") as folder:
+        plain = {k: v for k, v in os.environ.items() if k in {"PATH", "HOME", "LANG", "TMPDIR"}}
+        subprocess.run(  # noqa: S603 - its own command
+            [sys.executable, "-m", "daemon", "run", export, "--user", stable_id("Inês"),
+             "--out", folder],
+            cwd=HERE.parent, check=True, capture_output=True,
+            env=plain | {"LLM_PROVIDER": "offline", "FULLPASS_HOME": f"{folder}/home"},
+        )  # fmt: skip
+        return (Path(folder) / "MEMORY.md").read_text(encoding="utf-8")
+
+
 def main() -> None:
-    """Write both files beside the text they come from."""
+    """Write the files beside the text they come from."""
     conversations, truth = build((HERE / "conversations.txt").read_text(encoding="utf-8"))
     for name, value in (("conversations.json", conversations), ("truth.json", truth)):
         text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
         (HERE / name).write_text(text, encoding="utf-8")
+    if "--memory" in sys.argv:
+        (HERE / "MEMORY.md").write_text(memory(HERE / "conversations.json"), encoding="utf-8")
     counts = ", ".join(f"{len(rows)} {name}" for name, rows in truth.items())
     print(f"{len(conversations)} conversations, {counts}")
 

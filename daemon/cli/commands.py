@@ -73,6 +73,7 @@ Examples:
   fullpass run conversations.json --out ~/memory
   ANTHROPIC_API_KEY=… fullpass run chatgpt-export.zip
   DATABASE_URL=postgresql://… fullpass run export.zip --user 6f1c2a9e-…
+  fullpass run chatgpt-export.zip --html
 
 Stopped or killed, it goes on where it was when the same command is run again.
 """,
@@ -89,9 +90,12 @@ Stopped or killed, it goes on where it was when the same command is run again.
     "Whose export it is. Needed with DATABASE_URL; else each file is a person of its own, and a "
     "newer export is added to an earlier one by the user_id in that one's report.json."
 )
+@click.option("--html", is_flag=True, help="Also write report.html, a page to read and to keep.")
 @_json("the report")
 @_verbose
-def run(export: Path, out: Path, user: UUID | None, *, as_json: bool, verbose: bool) -> int:
+def run(
+    export: Path, out: Path, user: UUID | None, *, html: bool, as_json: bool, verbose: bool
+) -> int:
     """Read an export file into MEMORY.md, sections.json, facts.jsonl and report.json.
 
     EXPORT is the .zip as downloaded, or a conversations.json or .json.gz out of it. It is read on
@@ -100,7 +104,7 @@ def run(export: Path, out: Path, user: UUID | None, *, as_json: bool, verbose: b
     """
     from daemon.cli.run import run_export
 
-    return run_export(export, out=out, user=user, as_json=as_json, verbose=verbose)
+    return run_export(export, out=out, user=user, html=html, as_json=as_json, verbose=verbose)
 
 
 @fullpass.command(
@@ -232,20 +236,39 @@ Examples:
   fullpass status 0b9d3c1e-…
   fullpass status --user 6f1c2a9e-… --facts
   fullpass status 0b9d3c1e-… --json | jq .why
+  fullpass status 0b9d3c1e-… --html report.html
 """,
 )
 @click.argument("job", type=click.UUID, required=False, metavar="[JOB]")
 @_user("The newest job of this person.")
 @click.option("--facts", is_flag=True, help="List the person's facts with their evidence.")
 @click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the job's report as a page instead: facts, evidence, what changed, cost.",
+)
 @_json("it")
-def status(job: UUID | None, user: UUID | None, *, facts: bool, watch: bool, as_json: bool) -> int:
+def status(
+    job: UUID | None,
+    user: UUID | None,
+    *,
+    facts: bool,
+    watch: bool,
+    html: Path | None,
+    as_json: bool,
+) -> int:
     """Show the queue and its workers, or one job: its timeline and why it is where it is.
 
     Without DATABASE_URL it looks at the database of earlier `fullpass run` commands.
     """
-    from daemon.cli.status import show_status
+    from daemon.cli.status import show_status, write_page
 
+    if html is not None:
+        if facts or watch or as_json:
+            raise click.UsageError("--html goes with none of --facts, --watch and --json")
+        return write_page(html, job=job, user=user)
     return show_status(job=job, user=user, facts=facts, watch=watch, as_json=as_json)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from daemon import __version__
+from daemon.cli.page import page
 from daemon.errors import UsageError
 from daemon.ops.status import facts_of, job_account
 from daemon.ops.words import no_facts_because
@@ -135,6 +136,14 @@ def write_results(results: Results, folder: Path) -> None:
     _replace(folder / "sections.json", _document(results.sections))
     _replace(folder / "facts.jsonl", "".join(f"{line}\n" for line in lines))
     _replace(folder / "report.json", _document(results.report))
+
+
+def write_page(results: Results, file: Path) -> None:
+    """Write the report as one HTML page. Raises UsageError where it cannot."""
+    try:
+        _replace(file, page(results))
+    except OSError as error:
+        raise UsageError(f"--html: cannot write {file} ({error.strerror})") from error
 
 
 def _section(text: str | None) -> Any:

@@ -26,7 +26,13 @@ import structlog
 import daemon
 from daemon import migrations
 from daemon.cli.progress import Shown, progress_shown
-from daemon.cli.results import Results, prepare_folder, results_of, write_results
+from daemon.cli.results import (
+    Results,
+    prepare_folder,
+    results_of,
+    write_page,
+    write_results,
+)
 from daemon.cli.summary import summary
 from daemon.cli.target import (
     connection_to,
@@ -69,7 +75,9 @@ class _Ending:
     """By the person, with Ctrl-C or SIGTERM."""
 
 
-def run_export(export: Path, *, out: Path, user: UUID | None, as_json: bool, verbose: bool) -> int:
+def run_export(
+    export: Path, *, out: Path, user: UUID | None, html: bool, as_json: bool, verbose: bool
+) -> int:
     """Run a pass over an export file; return the exit code."""
     export = readable(export)
     settings = _settings(verbose=verbose)
@@ -84,6 +92,8 @@ def run_export(export: Path, *, out: Path, user: UUID | None, as_json: bool, ver
     prepare_folder(out)
     order = _Order(export, out, settings, user or local_person(export), embedded)
     results = _carried_out(order)
+    if html:
+        write_page(results, out / "report.html")
     if as_json:
         click.echo(json.dumps(results.report, ensure_ascii=False))
     else:
@@ -228,12 +238,20 @@ async def _enqueued(url: str, order: _Order) -> UUID:
 
 async def _worked(order: _Order, url: str, job_id: UUID, shown: Shown) -> _Ending:
     """Work the job in this process, once nobody else does, and say how it ended."""
-    await _until_free(url, job_id, shown)
-    worker = Worker(order.settings, url, only=job_id)
-    running = asyncio.ensure_future(worker.run(once=True))
-    await asyncio.sleep(0)  # it sets its signal handlers first; ours stands before its SIGINT
-    stop = _stop_signal(shown)
-    tally = await running
+    while True:
+        await _until_free(url, job_id, shown)
+        worker = Worker(order.settings, url, only=job_id)
+        running = asyncio.ensure_future(worker.run(once=True))
+        await asyncio.sleep(0)  # it sets its signal handlers first; ours stands before its SIGINT
+        stop = _stop_signal(shown)
+        tally = await running
+        if job_id not in tally.awaiting or stop.is_set():
+            break
+        # Its batches are at work elsewhere: nothing runs here until the next look.
+        shown.note = f"Waiting for {tally.left[job_id]}"
+        if await _stopped_within(tally.awaiting[job_id], stop):
+            break
+        shown.note = None
     if job_id in tally.failed:
         return _Ending("failed", tally.failed[job_id])
     async with connection_to(url) as connection:
@@ -243,6 +261,21 @@ async def _worked(order: _Order, url: str, job_id: UUID, shown: Shown) -> _Endin
     status = "gone" if row is None else row["status"]
     reason = tally.left.get(job_id) or (row and row["error_message"]) or f"the job is {status}"
     return _Ending(status, reason, stopped=stop.is_set() and status != "complete")
+
+
+async def _stopped_within(seconds: float, stop: asyncio.Event) -> bool:
+    """Wait so long; True as soon as the person wants to stop. No worker listens meanwhile."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await asyncio.wait_for(stop.wait(), timeout=seconds)
+    except TimeoutError:
+        return False
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+    return True
 
 
 def _stop_signal(shown: Shown) -> asyncio.Event:

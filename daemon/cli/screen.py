@@ -148,6 +148,9 @@ def _facts_of_job(job: Account) -> list[tuple[str, str]]:
         add("", tokens(cost))
     if saved := savings(cost):
         add("" if cost["calls"] else "Cost", saved)
+    if job["batches"]["out"]:
+        out = f"{job['batches']['out']} out with {job['batches']['windows']:,} windows"
+        add("Batches", f"{out}, since {_clock(job['batches']['since'])}")
     used = f"{job['attempts']} of {job['max_attempts'] or 5}, {job['crashes']} crashes"
     add("Attempts", f"{used}, lease epoch {job['lease_epoch']}")
     profile = job["profile"]
@@ -162,7 +165,7 @@ def _timeline(console: Console, events: list[Account]) -> None:
     if not events:
         return
     _heading(console, "Timeline (UTC)")
-    for event in events:
+    for event in _without_vain_looks(events):
         data = event["data"] or {}
         told = ", ".join(
             f"{name.replace('_', ' ')} {_short(value)}" for name, value in data.items()
@@ -172,6 +175,23 @@ def _timeline(console: Console, events: list[Account]) -> None:
             told = f"attempt {event['attempt']} by {event['worker_id']}"
         what = f"  {_clock(event['at'])}  {event['event']:<{_EVENT_CELLS}}  "
         aligned(console, what, " ".join(filter(None, (step, told))))
+
+
+def _without_vain_looks(events: list[Account]) -> list[Account]:
+    """Leave out looks that changed nothing: claims after which a job waits for just the same."""
+    kept: list[Account] = []
+    for event in events:
+        if (
+            event["event"] == "waited"
+            and [e["event"] for e in kept[-2:]] == ["waited", "claimed"]
+            and (event["data"] or {}).get("reason") == (kept[-2]["data"] or {}).get("reason")
+        ):
+            kept.pop()
+            first = kept[-1]["data"]
+            kept[-1] = {**kept[-1], "data": {**first, "looks": first.get("looks", 1) + 1}}
+        else:
+            kept.append(event)
+    return kept
 
 
 def aligned(console: Console, left: str, text: str, *, style: str = "") -> None:
@@ -216,9 +236,11 @@ def _worker(console: Console, worker: Account) -> None:
         if worker["memory_limit_bytes"]:
             memory += f" of {worker['memory_limit_bytes'] >> 20}"
     beat = _span(worker["beat_age_seconds"])
+    calls = f"calls {worker['llm_in_flight'] or 0} of {worker['llm_limit'] or 0}"
+    if worker["llm_held_by"] in {"memory", "rate"}:
+        calls += f", held by {worker['llm_held_by']}"
     told = [
-        f"{worker['jobs']} jobs", memory,
-        f"calls {worker['llm_in_flight'] or 0} of {worker['llm_limit'] or 0}",
+        f"{worker['jobs']} jobs", memory, calls,
         f"{worker['calls_per_minute']} a minute",
         f"beat {beat} ago" if worker["alive"] else f"silent for {beat}",
     ]  # fmt: skip

@@ -12,6 +12,8 @@ from uuid import UUID
 import click
 from rich.console import Console
 
+from daemon.cli.results import results_of
+from daemon.cli.results import write_page as results_page
 from daemon.cli.screen import facts_screen, job_screen, overview_screen
 from daemon.cli.target import connection_to, known_database, settings_and_logs
 from daemon.errors import GiveUp, OutOfReach, UsageError
@@ -20,6 +22,8 @@ from daemon.ops.overview import overview
 from daemon.ops.status import facts_of, job_account, newest_job
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from daemon.database import Connection
 
 _WATCH_SECONDS = 2.0
@@ -41,6 +45,27 @@ def show_status(
             if not watch:  # Ctrl-C is how watching ends
                 raise
     return 0
+
+
+def write_page(file: Path, *, job: UUID | None, user: UUID | None) -> int:
+    """Write the report of a job, or of the person's newest one, as an HTML page."""
+    settings = settings_and_logs(quiet=True)
+    with known_database(settings) as url:
+        asyncio.run(_write_page(url, file, job=job, user=user))
+    click.echo(f"wrote {file}", err=True)
+    return 0
+
+
+async def _write_page(url: str, file: Path, *, job: UUID | None, user: UUID | None) -> None:
+    async with connection_to(url) as connection:
+        account = await _account(connection, job=job, user=user, facts=False, of_a_job=True)
+        started, ended = account["started_at"], account["completed_at"]
+        seconds = 0.0
+        if started and ended:
+            took = datetime.fromisoformat(ended) - datetime.fromisoformat(started)
+            seconds = took.total_seconds()
+        results = await results_of(connection, UUID(account["id"]), seconds=seconds)
+    results_page(results, file)
 
 
 async def _show(
@@ -84,10 +109,15 @@ def _redraw(console: Console, text: str) -> None:
 
 
 async def _account(
-    connection: Connection, *, job: UUID | None, user: UUID | None, facts: bool
+    connection: Connection,
+    *,
+    job: UUID | None,
+    user: UUID | None,
+    facts: bool,
+    of_a_job: bool = False,
 ) -> dict[str, Any]:
     """Ask for what is to be shown: the queue, a job, or a person's facts."""
-    if job is None and user is None and not facts:
+    if job is None and user is None and not (facts or of_a_job):
         return await overview(connection)
     if job is None and user is not None and facts:
         return {"user_id": str(user), "facts": await facts_of(connection, user)}

@@ -17,6 +17,7 @@ from daemon.export.values import DecodeError, decode
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_FIRST_BLOCK_BYTES = 1024
 _BLOCK_BYTES = 64 * 1024
 _SCALAR_BYTES = 4 * 2**20
 """No key, id or title is larger."""
@@ -94,8 +95,10 @@ class MemberScanner:
             return self._scalar(_STRING if first == ord('"') else _WORD)
         brackets = BRACES if first == ord("{") else ALL
         at, depth, in_string = self._at, 0, False
+        block_bytes = _FIRST_BLOCK_BYTES  # most messages are short
         while True:
-            block = block_at(self._window, at, _BLOCK_BYTES)
+            block = block_at(self._window, at, block_bytes)
+            block_bytes = min(2 * block_bytes, _BLOCK_BYTES)
             if not block:
                 at -= self._at
                 self._more()

@@ -18,7 +18,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
-from daemon.fullpass.alike import alike
+from daemon.fullpass.alike import abroad, alike
 from daemon.fullpass.context import report_progress
 from daemon.fullpass.judge import judge
 from daemon.fullpass.meaning import may_be_same
@@ -54,7 +54,9 @@ async def consolidate(work: Pass) -> dict[str, int]:
     meanings = [Meaning(sayings) for sayings in known.meanings()]
     succeed(known, meanings, settled)
     facts = sum(len(_by_source(meaning)) for meaning in meanings)
-    saved = await _save(work, known, _facts(work.job.user_id, meanings), facts)
+    saved = await _save(
+        work, known, _facts(work.job.user_id, meanings, known.main_language()), facts
+    )
     result = {
         "reported": len(known.rows),
         "facts": facts,
@@ -74,12 +76,25 @@ async def _read_all(work: Pass) -> Sayings:
     while True:
         rows = await work.fetch(
             """
-            select id, source, category, slot, statement, confidence,
-                   conversation_id || '/' || coalesce(message_id, '') as place,
-                   extract(epoch from observed_at)::float8 as observed, valid_from
-            from fullpass.extracted_facts
-            where user_id = $1 and rejected is null and id > $2
-            order by id limit $3
+            with page as (
+                select * from fullpass.extracted_facts
+                where user_id = $1 and rejected is null and id > $2
+                order by id limit $3
+            ), messages as (
+                -- Of messages written in the same second, the later in its conversation counts.
+                select c.source, c.content_hash, m.message_id,
+                       min(c.chunk_index * 1000000 + m.ordinal) as position
+                from public.conversation_chunks c
+                join fullpass.chunk_messages m on m.chunk_id = c.id
+                where c.user_id = $1 and c.conversation_id in (select conversation_id from page)
+                group by 1, 2, 3
+            )
+            select p.id, p.source, p.category, p.slot, p.statement, p.confidence,
+                   p.conversation_id || '/' || coalesce(p.message_id, '') as place,
+                   coalesce(m.position, 0)::int8 as position,
+                   extract(epoch from p.observed_at)::float8 as observed, p.valid_from
+            from page p left join messages m using (source, content_hash, message_id)
+            order by p.id
             """,
             work.job.user_id, after, _PAGE,
         )  # fmt: skip
@@ -93,6 +108,7 @@ async def _read_all(work: Pass) -> Sayings:
                     statement=r["statement"],
                     confidence=r["confidence"],
                     place=r["place"],
+                    position=r["position"],
                     observed=-inf if r["observed"] is None else r["observed"],
                     valid_from=r["valid_from"].toordinal() if r["valid_from"] else 0,
                 )
@@ -111,10 +127,13 @@ async def _ask(work: Pass, known: Sayings, counts: Counter[str]) -> dict[tuple[i
 
     What it calls the same is united here, where the guards allow it.
     """
-    pairs = [_in_time(a, b) for a, b in alike(known, most=MOST_QUESTIONS)]
     meanings = [Meaning(sayings) for sayings in known.meanings()]
-    doubts = succeed(known, meanings, {}).doubts
-    pairs += [(older.newest, newer.newest) for older, newer, _ in doubts]
+    doubts = [(a.newest, b.newest) for a, b, _ in succeed(known, meanings, {}).doubts]
+    pairs = [_in_time(a, b) for a, b in alike(known, most=MOST_QUESTIONS)]
+    # Doubts first: there, silence would leave a guess standing.
+    some = MOST_QUESTIONS // 2
+    translated = [_in_time(a, b) for a, b in abroad(known, most=MOST_QUESTIONS // 4)]
+    pairs = [*doubts[:some], *pairs, *doubts[some:], *translated]
     distinct = list(dict.fromkeys((a.number, b.number) for a, b in pairs))
     counts["pairs_unasked"] += max(0, len(distinct) - MOST_QUESTIONS)
     distinct = distinct[:MOST_QUESTIONS]
@@ -173,24 +192,30 @@ async def _statements(work: Pass, numbers: set[int], known: Sayings) -> dict[int
 class Fact:
     """One row of fullpass.facts: what one source holds of one meaning."""
 
-    __slots__ = ("id", "meaning", "newest", "sayings", "superseded_by")
+    __slots__ = ("id", "meaning", "sayings", "superseded_by", "worded")
 
-    def __init__(self, fact_id: UUID, meaning: UUID, sayings: list[Saying]) -> None:
+    def __init__(self, fact_id: UUID, meaning: UUID, sayings: list[Saying], main: str) -> None:
         self.id = fact_id
         self.meaning = meaning
         self.sayings = sayings
-        self.newest = max(sayings, key=lambda s: s.newest)
+        self.worded = worded(sayings, main)
         self.superseded_by: UUID | None = None
 
 
-def _facts(user_id: UUID, meanings: Sequence[Meaning]) -> Iterator[Fact]:
+def worded(sayings: Sequence[Saying], main: str) -> Saying:
+    """Return the saying whose words stand: the newest in the person's main language, if any."""
+    own = [s for s in sayings if s.reading.language == main]
+    return max(own or sayings, key=lambda s: s.newest)
+
+
+def _facts(user_id: UUID, meanings: Sequence[Meaning], main: str) -> Iterator[Fact]:
     """Yield the facts of all meanings, each pointing to the one that replaces it."""
     for meaning in meanings:
         shared = _id(user_id, "", meaning.sayings)
         by_source = _by_source(meaning)
         heirs = _by_source(meaning.replaced_by) if meaning.replaced_by is not None else {}
         for source, sayings in by_source.items():
-            fact = Fact(_id(user_id, source, sayings), shared, sayings)
+            fact = Fact(_id(user_id, source, sayings), shared, sayings, main)
             if heirs:
                 # Of the same source where it has one, else of the source that said it last.
                 last = max(heirs, key=lambda s: max(x.newest for x in heirs[s]))
@@ -232,7 +257,7 @@ async def _save(work: Pass, known: Sayings, facts: Iterator[Fact], count: int) -
             await connection.execute(
                 "select fullpass.stage_facts($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
                 user, [f.id for f in batch], [f.meaning for f in batch],
-                [f.newest.source for f in batch], [f.newest.newest_row for f in batch],
+                [f.worded.source for f in batch], [f.worded.newest_row for f in batch],
                 [_slot(f.sayings) for f in batch],
                 [CONFIDENCES[max(s.confidence for s in f.sayings)] for f in batch],
                 [_valid_from(f.sayings) for f in batch], [f.superseded_by for f in batch],

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from daemon.database import Connection, Pool
     from daemon.fullpass.chunks import Tier
+    from daemon.llm.batches import Batches
     from daemon.llm.caller import Caller
     from daemon.queue.jobs import Job
     from daemon.queue.lease import Lease
@@ -56,6 +57,7 @@ STAGES: dict[Step, str] = {
     "save_memory": "Saving your memory",
     "regenerate_sections": "Describing how to work with you",
 }
+EARLY_STAGE = "Writing a first memory; more is being read"
 
 
 @dataclass(slots=True)
@@ -75,6 +77,10 @@ class Pass:
     windows_read: int = 0
     """Extraction windows of this attempt that a model could read."""
     windows_unread: int = 0
+    batches: Batches | None = None
+    """The provider's message batches; None where it has none."""
+    early: bool = False
+    """While a first MEMORY is made from a part: progress stands where the reading stands."""
 
     async def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         """Read rows; raises Systemic on trouble with the database."""
@@ -114,17 +120,26 @@ async def report_progress(
     share: float = 0.0,
     conversations: int | None = None,
     messages: int | None = None,
+    advanced: bool = False,
 ) -> None:
-    """Write where the pass stands, inside a fenced transaction; `share` is the step's own 0–1."""
-    start = STARTS[work.step]
+    """Write where the pass stands, inside a fenced transaction; `share` is the step's own 0–1.
+
+    `advanced` says that something new was saved with it, which an attempt after this one need not
+    do again: it clears the job of earlier deaths and waits.
+    """
+    step = work.step
+    if work.early:
+        step, share = "extract_facts", 0.0
+    start = STARTS[step]
     later = [p for p in STARTS.values() if p > start]
     end = min(later) if later else 99
     await connection.execute(
-        "select fullpass.progress($1, $2, $3, $4, $5, $6)",
+        "select fullpass.progress($1, $2, $3, $4, $5, $6, $7)",
         work.job.id,
-        work.step,
+        step,
         int(start + (end - start) * min(1.0, max(0.0, share))),
-        STAGES[work.step],
+        EARLY_STAGE if work.early else STAGES[step],
         conversations,
         messages,
+        advanced,
     )

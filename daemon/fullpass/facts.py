@@ -255,13 +255,17 @@ _ORDERS = re.compile(
     (?: (?:please|now|and|then|so|ok(?:ay)?|you\ (?:must|should|will)) ,?\ ){0,3}
     (?:
         (?: ignore|disregard|forget|override|bypass ) \s+
-        (?: (?:all|any|every|of|the|these|those|my|other)\s+ ){0,4}
+        (?: (?:all|any|every|of|the|these|those|other)\s+ ){0,4}
         (?: (?:your|previous|prior|above|earlier|preceding|system|given|original)\s+ ){1,3}
         (?: instructions? | prompts? | rules | guidelines | directions | directives )\b
         (?! \s+ (?: that\s+|which\s+ )? (?: i|we|my|our|from\ my|of\ my|he|she|they )\b )
       | (?: ignore|disregard|forget ) \s+
         (?: (?:all|everything)\ (?:of\ )?(?:the\ |that\ is\ |written\ )?|the\ )
-        (?:above|before)\b (?= \s*(?: and\b|[.,;:!]|$ ) )
+        (?:above|before)\b \s*
+        (?: and\b | $ | [.,;:!-]+ \s* (?: (?:instead|now|just|then|please) ,?\ ){0,2}
+            (?: add|answer|claim|confirm|do|generate|give|list|make|note|output|pretend|print|put
+              | record|remember|repeat|reply|report|respond|return|reveal|save|say|show|state|store
+              | tell|translate|treat|use|write|you )\b )
       | (?: reveal|print|show|repeat|output|leak ) \s+ (?:me\s+)?
         (?: (?:all|of|the|your|full|entire|hidden|initial)\s+ ){1,4} (?: system\s+ )?
         (?: prompt|instructions )\b

@@ -29,7 +29,7 @@ Relation = Literal["same", "replaces", "separate"]
 _LARGEST_BATCH = 60
 _USUAL_BATCH = 30
 _LONGEST_STATEMENT = 400
-_MOST_ALIKE = 300
+_MOST_TELLING = 300
 _SECOND_ASK = 3
 """Beyond the re-asks of a useless reply: the same batch again is another call."""
 
@@ -60,22 +60,29 @@ Pair = tuple[str, str]
 async def judge(work: Pass, pairs: Sequence[Pair], counts: Counter[str]) -> dict[Pair, Relation]:
     """Return what a model says of each pair; pairs it is silent about are missing.
 
-    `pairs` come most alike first. The most alike, and all of which the answer would change facts
-    (same, replaces), are put a second time in other company and, if the two answers differ, a
-    third: two must agree. A slip seldom comes twice.
+    `pairs` come most telling first. The first of them, and all of which the answer would change
+    facts (same, replaces), are put a second time in other company and, if the two answers differ, a
+    third: two must agree, three that one replaces the other, or it was not answered. A slip seldom
+    comes twice.
     """
     first = await _asked(work, list(batched(pairs)), counts, ask=0)
-    alike = set(pairs[:_MOST_ALIKE])
-    again = [p for p, relation in first.items() if relation != "separate" or p in alike]
+    telling = set(pairs[:_MOST_TELLING])
+    again = [p for p, relation in first.items() if relation != "separate" or p in telling]
     second = await _asked(work, _turned(again), counts, ask=_SECOND_ASK)
     disputed = [pair for pair in again if second.get(pair, first[pair]) != first[pair]]
-    third = await _asked(work, _turned(disputed), counts, ask=2 * _SECOND_ASK)
     counts["pairs_disputed"] += len(disputed)
+    # What would take a fact out of MEMORY is asked until three agree, four times at most.
+    grave = [pair for pair in again if first[pair] == second.get(pair) == "replaces"]
+    third = await _asked(work, _turned([*disputed, *grave]), counts, ask=2 * _SECOND_ASK)
+    rounds = (first, second, third)
+    open_still = [p for p in third if [r.get(p) for r in rounds].count("replaces") == 2]
+    fourth = await _asked(work, _turned(open_still), counts, ask=3 * _SECOND_ASK)
     settled: dict[Pair, Relation] = {}
     for pair in first:
-        votes = [answers[pair] for answers in (first, second, third) if pair in answers]
+        votes = [answers[pair] for answers in (*rounds, fourth) if pair in answers]
         relation, agreeing = Counter(votes).most_common(1)[0]
-        settled[pair] = relation if agreeing > 1 else "separate"
+        if agreeing >= min(len(votes), 3 if relation == "replaces" else 2):
+            settled[pair] = relation
     return settled
 
 

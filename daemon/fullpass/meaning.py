@@ -13,7 +13,8 @@ from collections import Counter
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from daemon.fullpass.wording import NOT, sides
+from daemon.fullpass.tokenise import NOT
+from daemon.fullpass.wording import sides
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,19 +23,7 @@ if TYPE_CHECKING:
 
 _SAME_SUBJECT = 0.5
 """Overlap of two claims above which a denial in one of them is a contradiction, not a rewording."""
-_SHORTEST_REORDERED = 3
-
-
-def reorderable(reading: Reading) -> tuple[str, ...] | None:
-    """Return what two statements share that differ in word order only; None if order may matter.
-
-    The first word must stay (who does it), no two names may stand in it (who does it to whom), and
-    no word such as "than" or "from".
-    """
-    words = reading.key
-    if reading.ordered or len(words) < _SHORTEST_REORDERED or len(reading.names) > 1:
-        return None
-    return (words[0], *sorted(words[1:]))
+_SHORTEST_MISSPELT = 5
 
 
 def overlap(a: Iterable[str], b: Iterable[str]) -> float:
@@ -54,7 +43,42 @@ def may_be_same(a: Reading, b: Reading) -> bool:
         return False  # "tea over coffee" and "coffee over tea"
     if "de" in {a.language, b.language}:
         return True  # every noun is written like a name there
-    return not (set(a.names) - set(b.words) and set(b.names) - set(a.words))
+    return not any(
+        latin(one) == latin(other) for one in _unknown_names(a, b) for other in _unknown_names(b, a)
+    )
+
+
+def _unknown_names(a: Reading, b: Reading) -> list[str]:
+    """Return the names of `a` that `b` does not know in any spelling or case of theirs."""
+    return [n for n in a.names if not any(_one_name(n, w, a.language) for w in b.words)]
+
+
+def _one_name(name: str, word: str, language: str) -> bool:
+    """Whether a word is a name misspelt by two letters that changed places, or another case of it.
+
+    Cases only where languages have them: elsewhere Marta is not Maria.
+    """
+    if name == word:
+        return True
+    if len(name) == len(word) >= _SHORTEST_MISSPELT:
+        apart = [n for n, (x, y) in enumerate(zip(name, word, strict=True)) if x != y]
+        if len(apart) == 2 and name[apart[0]] + name[apart[1]] == word[apart[1]] + word[apart[0]]:
+            return apart[0] + 1 == apart[1]
+    if language in _WITHOUT_CASES:
+        return False
+    shared = next(
+        (n for n, (x, y) in enumerate(zip(name, word, strict=False)) if x != y),
+        min(len(name), len(word)),
+    )
+    return shared >= max(3, len(name) - 2, len(word) - 3)
+
+
+_WITHOUT_CASES = frozenset({"en", "fr", "es", "pt", "it", "nl"})
+
+
+def latin(word: str) -> bool:
+    """Whether a word is in Latin letters; a name in two scripts cannot be compared."""
+    return word[:1] < "\u0250"
 
 
 def _values_agree(a: tuple[str, ...], b: tuple[str, ...]) -> bool:

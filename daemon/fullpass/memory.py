@@ -20,8 +20,9 @@ from daemon.fullpass.facts import ReadItems, fold, one_line, read_items
 from daemon.fullpass.meaning import says_only
 from daemon.fullpass.prompts import prompt
 from daemon.fullpass.reduce import by_rank, fact_lines, numbered
+from daemon.fullpass.tokenise import NOT
 from daemon.fullpass.tokens import estimate_tokens
-from daemon.fullpass.wording import NOT, is_filler, read
+from daemon.fullpass.wording import is_filler, read
 from daemon.llm.request import Reply, Request
 from daemon.logs import get_logger
 
@@ -240,9 +241,13 @@ def _words(text: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Return text that cannot break out of its list item: no markup, no citation of its own."""
+    """Return text that cannot break out of its list item: no markup, no citation of its own.
+
+    What only looks like markup stays: "less than 5" is not "5", and -18 is not 18.
+    """
     text = re.sub(r"\[f:[0-9a-f, :]*\]", "", text)
-    return re.sub(r"[<>`|]", "", text).lstrip("#-*> ").strip()
+    text = re.sub(r"<(?=[A-Za-z/!?])", "\u2039", text).replace("`", "'").replace("|", "/")
+    return re.sub(r"^(?:(?:[#*>+-]+|\d+[.)])\s+)+", "", text).strip()
 
 
 def _fit(lines: list[Line], budget: int) -> tuple[list[Line], int]:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import re
 from array import array
+from collections import Counter
 from dataclasses import dataclass
 from hashlib import blake2b
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
-from daemon.fullpass.meaning import reorderable
 from daemon.fullpass.wording import Reading, fold_slot, read
 
 if TYPE_CHECKING:
@@ -37,10 +37,16 @@ class Mention(NamedTuple):
     confidence: str
     place: str
     """Conversation and message that it stands in."""
+    position: int
+    """Where in its conversation; 0 when nobody knows."""
     observed: float
     """When it was said, in epoch seconds; -inf when nobody knows."""
     valid_from: int
     """Ordinal of the day it starts at or is about; 0 when none is told."""
+
+
+Order = tuple[float, int, int, int]
+"""When something was said: time, place in its conversation, day it is about; then its hash."""
 
 
 @dataclass(slots=True)
@@ -59,12 +65,12 @@ class Saying:
     first_tie: int
     first_key: tuple[str, ...]
     """Its words, which all its mentions share."""
-    newest: tuple[float, int, int]
+    newest: Order
     newest_row: int
     valid_from: int
-    place: int
-    """Hash of the message that holds its newest mention."""
-    order_of_slot: tuple[float, int, int]
+    place: tuple[int, int]
+    """Hashes of the conversation and the message that hold its newest mention."""
+    order_of_slot: Order
 
 
 class Sayings:
@@ -77,8 +83,9 @@ class Sayings:
         self._known: dict[tuple[str, tuple[str, ...]], Saying] = {}
         self._parents = array("I")
         self._texts: dict[str, str] = {}
-        self.aliases: dict[str, str] = {}
-        """Old name of a project to its new one, folded."""
+        self._renamings: list[tuple[Order, str, str]] = []
+        """When something was renamed, from what to what, folded."""
+        self._present: dict[str, str] = {}
 
     def add(self, mention: Mention) -> None:
         """Add one mention; the order in which they come does not matter."""
@@ -89,7 +96,9 @@ class Sayings:
             self._shared(reading.language),
         )  # fmt: skip
         tie = _hash(f"{mention.statement}\x1f{mention.place}")
-        order = (mention.observed, mention.valid_from, tie)
+        order = (mention.observed, mention.position, mention.valid_from, tie)
+        conversation = mention.place.partition("/")[0]
+        place = (_hash(conversation), _hash(mention.place))
         source = self._shared(mention.source)
         saying = self._known.get((source, reading.key))
         if saying is None:
@@ -106,8 +115,8 @@ class Sayings:
                 newest=order,
                 newest_row=mention.row,
                 valid_from=0,
-                place=_hash(mention.place),
-                order_of_slot=(-inf, -1, 0),
+                place=place,
+                order_of_slot=(-inf, -1, -1, 0),
             )
             self._known[(source, reading.key)] = saying
             self._parents.append(saying.number)
@@ -118,7 +127,7 @@ class Sayings:
             saying.category = self._shared(mention.category)
             if reading.names != saying.reading.names:
                 saying.reading = reading
-            saying.place = _hash(mention.place)
+            saying.place = place
         if mention.observed > -inf and (mention.observed, tie) < (saying.first, saying.first_tie):
             saying.first, saying.first_tie = mention.observed, tie
         if mention.slot and order >= saying.order_of_slot:
@@ -130,7 +139,7 @@ class Sayings:
         self.said_by_row.append(saying.number)
         renamed = _renaming(mention.statement)
         if renamed is not None and renamed[0] != renamed[1]:
-            self.aliases[renamed[0]] = renamed[1]
+            self._renamings.append((order, *renamed))
 
     def _shared(self, text: str) -> str:
         """Keep one copy of each word."""
@@ -138,6 +147,11 @@ class Sayings:
 
     def __len__(self) -> int:
         return len(self.all)
+
+    def main_language(self) -> str:
+        """Name the language that most sayings are in; they are in the language of the messages."""
+        used = Counter(saying.reading.language for saying in self.all)
+        return max(used, key=lambda name: (used[name], name), default="")
 
     # What means the same
 
@@ -156,11 +170,11 @@ class Sayings:
         self._parents[second] = first
 
     def unite_certain(self) -> None:
-        """Join what is the same without any doubt: wording, word order, a project's new name."""
+        """Join what is the same without any doubt: wording aside, and a project's new name."""
         self._number_by_content()
         self._unite_by_key(lambda saying: saying.reading.key)
-        self._unite_by_key(lambda saying: reorderable(saying.reading))
-        if self.aliases:
+        self._present = _present_names(sorted(self._renamings))
+        if self._present:
             self._unite_by_key(
                 lambda saying: tuple(self.current_name(w) for w in saying.reading.key)
             )
@@ -176,20 +190,16 @@ class Sayings:
         for at, number in enumerate(self.said_by_row):
             self.said_by_row[at] = new[number]
 
-    def _unite_by_key(self, key_of: Callable[[Saying], tuple[str, ...] | None]) -> None:
+    def _unite_by_key(self, key_of: Callable[[Saying], tuple[str, ...]]) -> None:
         first: dict[tuple[str, ...], Saying] = {}
         for saying in self.all:
             key = key_of(saying)
-            if key is not None and (known := first.setdefault(key, saying)) is not saying:
+            if (known := first.setdefault(key, saying)) is not saying:
                 self.unite(known, saying)
 
     def current_name(self, word: str) -> str:
         """Return what a project is called now."""
-        seen = {word}
-        while (newer := self.aliases.get(word)) is not None and newer not in seen:
-            seen.add(newer)
-            word = newer
-        return word
+        return self._present.get(word, word)
 
     def question_of(self, saying: Saying) -> str:
         """Return the slot of a saying, folded and with projects by their present name."""
@@ -228,6 +238,16 @@ def _renaming(statement: str) -> tuple[str, str] | None:
     if (found := _NEW_THEN_OLD.search(statement)) is not None:
         return found[2].casefold(), found[1].casefold()
     return None
+
+
+def _present_names(renamings: list[tuple[Order, str, str]]) -> dict[str, str]:
+    """Return every former name with the one that its owner bears since the last renaming."""
+    present: dict[str, str] = {}
+    for _, old, new in renamings:
+        present[old] = new
+        present.pop(new, None)  # named back: the name is in use again
+        present = {name: new if now == old else now for name, now in present.items()}
+    return present
 
 
 def _hash(text: str) -> int:

@@ -3,7 +3,8 @@
     bytes → conversations → chunks → facts → MEMORY → sections
 
 Each step leaves its result in Postgres and starts from what is there, so an attempt that follows a
-kill, a drain or an error continues at the missing rows (DESIGN, Flow). Nothing here decides what an
+kill, a drain or an error continues at the missing rows (DESIGN, Flow). While conversations are out
+by batch the pass ends its attempt and goes on when they are back. Nothing here decides what an
 error means for the job: that is the worker's.
 """
 
@@ -16,6 +17,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from daemon.fullpass import batch
 from daemon.fullpass.consolidate import consolidate
 from daemon.fullpass.context import STEPS, Pass, Step, report_progress
 from daemon.fullpass.extract import extract
@@ -46,8 +48,14 @@ async def full_pass(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
                 fetched = await download(work, Path(folder))
             async with _step(work, "chunk_conversations"), _step(work, "save_chunks"):
                 await save_conversations(work, fetched, Path(folder))
+    else:
+        await batch.still_out(work)
     async with _step(work, "extract_facts"):
         coverage = await extract(work)
+    if coverage is None:
+        if await batch.first_memory_is_due(work):
+            await _first_memory(work)
+        raise await batch.awaited(work)
     async with _step(work, "consolidate_facts"):
         consolidated = await consolidate(work)
     async with _step(work, "reduce_facts"):
@@ -76,6 +84,21 @@ async def full_pass(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
         "cost": cost,
     }  # fmt: skip
     return result, cost
+
+
+async def _first_memory(work: Pass) -> None:
+    """Write a first MEMORY from what is read while the rest is out by batch."""
+    work.early = True
+    async with _step(work, "consolidate_facts"):
+        await consolidate(work)
+    async with _step(work, "reduce_facts"):
+        reduced = await reduce(work)
+    async with _step(work, "generate_memory"):
+        memory = await generate(work, reduced)
+    async with _step(work, "save_memory"):
+        await save(work, memory)
+    work.early = False
+    _log.info("memory.first", facts=memory.facts)
 
 
 @asynccontextmanager

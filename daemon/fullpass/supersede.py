@@ -5,14 +5,16 @@ message, answers the same question and both cannot hold:
 
 1. it denies the same claim ("Eats meat" / "Doesn't eat meat"), or affirms what was denied;
 2. it fills the same frame with another value, where only one can hold: a birthday, an age, a count
-   of what one has, the number or day of a slot, or the day of something that had not yet happened;
-3. it names another place of living or working;
-4. it has the same slot, unless both can stand: tastes, languages and the like (several answers at a
-   time), or slots that name a kind of thing ("hobbies"), or things with different subjects.
+   of what one has, the number or day of a slot, or the day of an event that had not yet happened;
+3. it names another place of living or working, and no other slot;
+4. it has the same slot, unless both can stand: tastes, wishes, languages and the like (several
+   answers at a time), or slots that name a kind of thing ("hobbies"), or facts about different
+   people or projects, or a denial of something else ("no longer works at" an earlier employer).
 
-"Later" goes by when it was said, then by the day it is about. What has no date is older than all
-that has one, and among the undated none replaces another. `doubts` are the pairs of which rules 2
-and 4 only guess; a model may settle them.
+"Later" goes by when it was said; in one conversation then by the order of its messages, else by
+the day it is about. What has no date is older than all that has one, and among the undated of
+several conversations none replaces another. `doubts` are the pairs of which rules 2 to 4 only
+guess; a model may settle them.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from daemon.fullpass.meaning import overlap
-from daemon.fullpass.wording import holds_many, is_predicate
+from daemon.fullpass.wording import fold_slot, holds_many, is_kin, is_predicate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -36,6 +38,9 @@ _LOOK_AHEAD = 8
 _ENUMERATION = 12
 """Where rules doubt and so many answers stand side by side, they are a list, no contradiction."""
 _MOST_DOUBTS = 10_000
+_LARGEST_COUNT = 1_000
+_SUBJECT = 2
+"""First words of a statement that may name somebody else it is about."""
 _ALIKE = 0.3
 """Overlap above which two answers of one slot speak of the same matter for certain."""
 
@@ -137,11 +142,13 @@ def _settle_question(
 
 def _later(older: Saying, newer: Saying) -> bool:
     """Whether the one was said after the other, for certain, and not in one breath with it."""
-    if older.place == newer.place or newer.newest[0] == -inf:
+    if older.place == newer.place:
         return False
+    if older.place[0] == newer.place[0] and older.newest[0] == newer.newest[0]:
+        return older.newest[1] < newer.newest[1]
     if older.newest[0] < newer.newest[0]:
         return True
-    return 0 < older.valid_from < newer.valid_from
+    return newer.newest[0] > -inf and 0 < older.valid_from < newer.valid_from
 
 
 def _questions(
@@ -202,14 +209,20 @@ def _revalued(older: Saying, newer: Saying) -> tuple[bool, bool]:
     words = older.reading.words
     if any(is_predicate(w, "single") and w != "~due" for w in words):
         return True, True
-    if words[0] == "~has" and len(words) == 3 and words[1][0] == "#":
+    if words[0] == "~has" and len(words) == 3 and _counts(words[1]):
         return True, True
-    if older.slot and older.slot == newer.slot and not holds_many(older.slot):
-        return True, True
-    if any(w[0] == "@" for w in words):
-        # A plan can be changed only before it took place.
-        return _day_of(older) >= newer.newest[0], True
-    return False, False
+    if older.slot and newer.slot:
+        same = fold_slot(older.slot) == fold_slot(newer.slot) and not holds_many(older.slot)
+        return same, same
+    if any(w[0] == "@" for w in words) and _day_of(older) < newer.newest[0]:
+        return False, True  # a plan can be changed only before it took place
+    # "The launch is on …" has one day; "flies to Oslo on …" may be another flight.
+    return "~due" in words, False
+
+
+def _counts(word: str) -> bool:
+    """Whether a number counts things, unlike the 2016 of a car."""
+    return word[0] == "#" and word[1:].isdecimal() and int(word[1:]) < _LARGEST_COUNT
 
 
 def _day_of(saying: Saying) -> float:
@@ -232,12 +245,20 @@ def _day_of(saying: Saying) -> float:
 
 
 def _relocated(older: Saying, newer: Saying) -> tuple[bool, bool]:
-    return not set(older.reading.names) & set(newer.reading.names), True
+    old, new = older.reading, newer.reading
+    if set(old.names) & set(new.names):
+        return False, True
+    if older.slot and newer.slot and fold_slot(older.slot) != fold_slot(newer.slot):
+        return False, False  # "weekend home", "side job"
+    told_more = any(w[0] != "~" and w not in r.names for r in (old, new) for w in r.claim)
+    return True, not told_more
 
 
 def _answered(older: Saying, newer: Saying) -> tuple[bool, bool]:
     """Decide on the same slot with another answer."""
     old, new = older.reading, newer.reading
+    if _elsewhere(old, new, older.slot):
+        return False, False
     if old.frame == new.frame:
         return _revalued(older, newer) if holds_many(older.slot) else (True, True)
     if old.negated == new.negated and (
@@ -245,22 +266,27 @@ def _answered(older: Saying, newer: Saying) -> tuple[bool, bool]:
     ):
         return False, False  # one only says more than the other
     shared = {w for w in old.words if w[0] == "~"} & {w for w in new.words if w[0] == "~"}
+    if holds_many(older.slot):
+        return False, False
+    if new.negated and not old.negated and not set(new.claim) <= set(old.claim):
+        return not shared, False  # "no longer works at" what may be another employer
     single = [w for w in shared if is_predicate(w, "single")]
     if single:
         # "Mother's birthday" and "father's birthday" are two questions, whatever the slot says.
         same = any(_before(old, w) == _before(new, w) for w in single)
         return same, same
     if any(is_predicate(w, "many") for w in shared) and old.negated == new.negated:
-        return False, False
-    if holds_many(older.slot):
-        return False, False
+        # Two tastes stand side by side; two views of the one thing that the slot names may not.
+        return bool(set(fold_slot(older.slot).split()) & set(old.claim) & set(new.claim)), False
     if len(older.slot.split()) < 2 and old.values and new.values and _apart(old, new):
         return False, False  # "deadline" of the one thing and of the other
-    if "~want" in shared:
-        return True, False
-    if shared or old.words[0] == new.words[0] or overlap(old.claim, new.claim) >= _ALIKE:
-        return True, True
-    return True, False
+    return True, bool(shared - {"~has"}) or overlap(old.claim, new.claim) >= _ALIKE
+
+
+def _elsewhere(old: Reading, new: Reading, slot: str) -> bool:
+    """Whether two answers of one slot are about different people, so that both may stand."""
+    ones, others = ({w for w in r.claim[:_SUBJECT] if is_kin(w)} for r in (old, new))
+    return ones != others and not (ones | others) & set(fold_slot(slot).split())
 
 
 def _apart(old: Reading, new: Reading) -> bool:

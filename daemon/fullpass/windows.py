@@ -201,11 +201,12 @@ def packed(chunks: Sequence[tuple[Key, int]], room: int) -> list[tuple[list[Key]
 
 
 async def planned(work: Pass, *, after: int, limit: int) -> list[int]:
-    """Return the next planned windows' ids after one, in order."""
+    """Return the ids of the next planned windows that do not go by batch, in order."""
     rows = await work.fetch(
         """
         select id from fullpass.windows
         where user_id = $1 and source = $2 and state = 'planned' and id > $3
+          and lane is distinct from 'batch'
         order by id limit $4
         """,
         work.job.user_id, work.source, after, limit,
@@ -300,9 +301,13 @@ async def close(
     rows = await connection.fetch(
         """
         insert into fullpass.windows (
-            user_id, source, content_hashes, token_count, parent_id, first_ordinal, last_ordinal)
-        select $1, $2, array(select jsonb_array_elements_text(h.hashes)), $4, $5, h.first, h.last
+            user_id, source, content_hashes, token_count, parent_id, first_ordinal, last_ordinal,
+            lane, sent)
+        select $1, $2, array(select jsonb_array_elements_text(h.hashes)), $4, $5, h.first, h.last,
+               -- Halves of what came by batch go by batch again, if there are enough of them.
+               case p.lane when 'landed' then 'batch' else p.lane end, p.sent
         from jsonb_to_recordset($3) as h (hashes jsonb, first int, last int)
+        join fullpass.windows p on p.id = $5
         returning id
         """,
         work.job.user_id, work.source, _as_json(halves(window)), window.token_count // 2,

@@ -9,30 +9,16 @@ Numbers begin with "#", days with "@", predicates with "~"; "!" denies.
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 
-NOT = "!"
-_MINUS = "-\u2212"
+from daemon.fullpass.tokenise import DAY_IN_FIGURES, NOT, tokens, words
+
+_NONE = "\x02"
+"""Marks a word that denies the whole wherever it stands: "eats nothing after eight"."""
 _MONTH = "\x01"
 """Marks a month until its day and year are found; no word begins with it."""
-
-# A word, a number with its sign, or a sign that tells things apart: C from C++, 5 € from 5 $.
-_TOKEN = re.compile(
-    r"(?<![\w.,:])[-\u2212]\d+(?:[.,:]\d+)*|\d+(?:[.,:]\d+)*"
-    r"|[^\W\d_]+(?:['’][^\W\d_]+)*(?:\+\+|\+|#)?"
-    r"|[<>=≤≥%€$£¥°\u2190-\u2bff\U0001f000-\U0001faff]"
-)
-_ISO_DAY = re.compile(r"\b(\d{4})-(\d\d)-(\d\d)\b")
-_THOUSANDS = re.compile(r"\d{1,3}(?:[.,]\d{3})+")
-_ORDINALS = frozenset({"st", "nd", "rd", "th", "er", "º", "ª"})
-# Scripts written without spaces: their runs are read as pairs of characters.
-_UNSPACED = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
-_UNSPACED_NOT = re.compile(r"なくなった|なかった|ません|ない|没有|沒有|不再|不|没|沒|無い|未|ไม่")
-_UNSPACED_FILLER = re.compile(r"[はがをにでとものよねすま了的是很也]|です|ます")
-_KOREAN_NOT = re.compile(r"^(?:않|못하|안하)|없(?:다|음|어|습니다)$|아니다$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +40,7 @@ class _Language:
 @dataclass(frozen=True, slots=True)
 class _Wording:
     languages: dict[str, _Language]
-    single: frozenset[str]
-    many: frozenset[str]
-    many_slots: frozenset[str]
+    sets: dict[str, frozenset[str]]
 
 
 @cache
@@ -74,51 +58,26 @@ def _wording() -> _Wording:
         head, _, tail = line.partition(": ")
         kind, _, canonical = head.partition(" ")
         phrases = [p.strip() for p in tail.split("|")]
-        if kind in {"single", "many", "many-slots"}:
-            sets[kind] = frozenset(phrases)
+        if kind in {"single", "many", "many-slots", "one-slots", "kin"}:
+            sets[kind] = frozenset(p if p[0] == "~" else words(p)[0] for p in phrases)
             continue
         for phrase in phrases:
-            words = tuple(_words(phrase))
+            # A clitic ("it's") is no word of its own: size S is not the s of "it's".
+            told = (phrase,) if phrase.startswith("'") else tuple(words(phrase))
             if kind == "order":
-                language.order.add(phrase)
+                language.order.update(told)
             elif kind == "month":
-                language.months[phrase] = int(canonical)
+                language.months.update(dict.fromkeys(told, int(canonical)))
             elif kind == "filler":
-                language.add(words, ())
-                language.filler.update(words)
+                language.add(told, ())
+                language.filler.update(told)
             else:
-                meaning = {"not": (NOT,), "number": (f"#{canonical}",)}.get(kind)
-                language.add(words, meaning or tuple(canonical.split()))
+                meaning = {"not": (NOT,), "none": (_NONE,), "number": (f"#{canonical}",)}.get(kind)
+                language.add(told, meaning or tuple(canonical.split()))
                 if kind == "not":
-                    language.filler.update(words)
-                    language.denials.update(words if len(words) == 1 else ())
-    return _Wording(languages, sets["single"], sets["many"], sets["many-slots"])
-
-
-def _words(text: str) -> list[str]:
-    """Split folded text into words, numbers and telling signs."""
-    folded = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
-    words: list[str] = []
-    for token in _TOKEN.findall(folded):
-        if "'" in token:
-            words.extend(filter(None, token.replace("n't", "'not").split("'")))
-        elif _UNSPACED.match(token):
-            words.extend(_unspaced(token))
-        elif _KOREAN_NOT.search(token):
-            words += [NOT, token]
-        elif token in _ORDINALS and words and words[-1][-1].isdigit():
-            continue  # 3rd, 1er
-        else:
-            words.append(token)
-    return words
-
-
-def _unspaced(run: str) -> list[str]:
-    denials = _UNSPACED_NOT.findall(run)
-    rest = _UNSPACED_NOT.sub("", run)
-    rest = _UNSPACED_FILLER.sub("", rest) or rest
-    pairs = [rest[i : i + 2] for i in range(len(rest) - 1)] or ([rest] if rest else [])
-    return [NOT] * bool(denials) + pairs
+                    language.filler.update(told)
+                    language.denials.update(told if len(told) == 1 else ())
+    return _Wording(languages, sets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,33 +119,26 @@ class Reading:
 
 def read(statement: str) -> Reading:
     """Read a statement."""
-    dated = _ISO_DAY.sub(lambda d: f" {int(d[3])} \x00{int(d[2])} {d[1]} ", statement)
-    words = _words(dated.replace("\x00", "isomonth"))
+    said = tokens(statement)
     wording = _wording()
-    name = _language_of(words)
+    name = _language_of(said)
     language = wording.languages[name]
     shared = wording.languages["all"]
     told: list[str] = []
     at = 0
     ordered = False
-    while at < len(words):
-        word = words[at]
+    while at < len(said):
+        word = said[at]
         ordered = ordered or word in language.order
-        if word[0].isdigit() or (len(word) > 1 and word[0] in _MINUS and word[1].isdigit()):
-            told.append(f"#{_number(word)}")
-            at += 1
-            continue
         month = language.months.get(word)
-        if word == "isomonth" and _between("".join(words[at + 1 : at + 2]), 1, 12) is not None:
-            month, at = int(words[at + 1]), at + 1
-        if month is not None and (
-            word not in {"may", "march", "mar", "mars", "mai"} or _by_number(words, at)
-        ):
+        if word == DAY_IN_FIGURES and _between("".join(said[at + 1 : at + 2]), 1, 12) is not None:
+            month, at = int(said[at + 1][1:]), at + 1
+        if month is not None and (word not in _MONTHS_OR_NOT or _by_number(said, at)):
             told.append(f"{_MONTH}{month}")
             at += 1
             continue
         for phrase, meaning in language.phrases.get(word) or shared.phrases.get(word) or ():
-            taken, denied = _matched(phrase, words, at, language.denials)
+            taken, denied = _matched(phrase, said, at, language.denials)
             if taken:
                 told += [NOT] * (denied and NOT not in meaning)
                 told.extend(meaning)
@@ -195,16 +147,21 @@ def read(statement: str) -> Reading:
         else:
             told.append(word)
             at += 1
-    said = _compared(_with_days(_denied_once(told)))
+    if _NONE in told:
+        told = [NOT, *(w for w in told if w != _NONE)]
+    told = _compared(_with_days(_denied_once(told)))
     if name == "en":
-        said = _bare_verb(said)
-    ordered = ordered or ">" in said or NOT in said[2:]
+        told = _bare_verb(told)
+    ordered = ordered or ">" in told or NOT in told[2:]
     return Reading(
-        words=tuple(said) or tuple(words) or (statement.strip() or "?",),
+        words=tuple(told) or tuple(said) or (statement.strip() or "?",),
         ordered=ordered,
-        names=_names(statement, said) if name != "de" else (),
+        names=_names(statement, told) if name != "de" else (),
         language=name,
     )
+
+
+_MONTHS_OR_NOT = frozenset({"may", "march", "mar", "mars", "mai"})
 
 
 def _names(statement: str, said: list[str]) -> tuple[str, ...]:
@@ -212,7 +169,7 @@ def _names(statement: str, said: list[str]) -> tuple[str, ...]:
     known = set(said)
     later = _LETTERS.findall(statement)[1 if statement[:1].isupper() else 0 :]
     capitals = [w for w in later if w[0].isupper()]
-    return tuple(dict.fromkeys(n for c in capitals if (n := c.casefold()) in known))
+    return tuple(dict.fromkeys(n for c in capitals for n in words(c) if n in known))
 
 
 _LETTERS = re.compile(r"[^\W\d_]+(?:\+\+|\+|#)?")
@@ -265,21 +222,31 @@ def _matched(
 
 def _by_number(words: list[str], at: int) -> bool:
     near = words[max(0, at - 2) : at] + words[at + 1 : at + 2]
-    return any(w[0].isdigit() for w in near)
+    return any(w[0] == "#" for w in near)
 
 
 def _language_of(words: list[str]) -> str:
-    """Name the language whose small words stand most often in it; English when none does."""
+    """Name the language whose small words stand most often in it.
+
+    "en" when none does, "all" when none does and it is not written in plain Latin letters. Letters
+    of Polish, Turkish and the like make words of one letter ("i", "o", "a") no sign of another.
+    """
+    foreign = any(_INFLECTED.search(word) for word in words)
     signs = _signs()
     hits: dict[str, float] = {}
     for word in words:
+        if foreign and len(word) == 1:
+            continue
         for name, weight in signs.get(word, ()):
             hits[name] = hits.get(name, 0.0) + weight
     if not hits:
-        return "en"
+        return "en" if all(w.isascii() or w[0] in "#!" for w in words) else "all"
     most = max(hits.values())
     tied = [name for name in _wording().languages if hits.get(name) == most]
     return tied[0] if len(tied) == 1 else max(tied, key=lambda name: _phrased(words, name))
+
+
+_INFLECTED = re.compile(r"[ąęłśźżćńčřšžěůőűğşāēīūņļķģ\u0370-\u052f]")
 
 
 def _phrased(words: list[str], name: str) -> int:
@@ -303,14 +270,6 @@ def _signs() -> dict[str, tuple[tuple[str, float], ...]]:
                 weight = 1.0 if word in language.filler else 0.7
                 signs[word] = (*signs.get(word, ()), (name, weight))
     return signs
-
-
-def _number(word: str) -> str:
-    sign = "-" if word[0] in _MINUS else ""
-    digits = word.lstrip(_MINUS)
-    if _THOUSANDS.fullmatch(digits):
-        digits = re.sub(r"[.,]", "", digits)
-    return sign + digits.replace(",", ".")
 
 
 def _with_days(words: list[str]) -> list[str]:
@@ -358,10 +317,11 @@ _PREFERRED_OVER = frozenset(
 )  # fmt: skip
 
 
+@lru_cache(maxsize=4096)
 def is_filler(word: str) -> bool:
     """Whether a word says nothing of its own in some language; denials do."""
     return any(
-        word in language.filler and word not in language.denials
+        (word in language.filler and word not in language.denials) or f"'{word}" in language.filler
         for language in _wording().languages.values()
     )
 
@@ -380,21 +340,31 @@ def sides(reading: Reading) -> tuple[frozenset[str], ...]:
 
 def is_predicate(word: str, kind: str) -> bool:
     """Whether a predicate has one answer at a time ("single") or several ("many")."""
-    wording = _wording()
-    return word in (wording.single if kind == "single" else wording.many)
+    return word in _wording().sets[kind]
 
 
+def is_kin(word: str) -> bool:
+    """Whether a word names somebody by what they are to the person: "sister", "jefe"."""
+    return word in _wording().sets["kin"]
+
+
+@lru_cache(maxsize=65_536)
 def fold_slot(slot: str) -> str:
     """Return a slot up to case, order of no account words, plural and possessive."""
-    words = [
-        w
-        for w in _words(slot.replace("_", " ").replace("-", " "))
-        if w not in {"the", "of", "s", "my", "user", "current", "new", "a", "for", "in"}
-    ]
-    return " ".join(sorted(words))
+    said = [w for w in words(slot.replace("_", " ").replace("-", " ")) if w not in _SLOT_FILLER]
+    return " ".join(sorted(said))
+
+
+_SLOT_FILLER = frozenset(
+    {"the", "of", "'s", "s", "my", "user", "current", "new", "a", "for", "in"}
+)  # fmt: skip
 
 
 def holds_many(slot: str) -> bool:
-    """Whether a slot is a kind of thing of which a person has several ("hobbies", "pet")."""
-    words = _words(slot.replace("_", " "))
-    return not words or words[-1] in _wording().many_slots
+    """Whether a slot is a kind of thing of which a person has several ("hobbies", "pet").
+
+    A favourite is one of them.
+    """
+    said = words(slot.replace("_", " "))
+    sets = _wording().sets
+    return not said or (said[-1] in sets["many-slots"] and not sets["one-slots"] & set(said))

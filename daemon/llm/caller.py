@@ -2,19 +2,21 @@
 
 `Caller.ask` is the only way the pass reaches a model. The order is: ledger, right to go on, money,
 a place under the limit, the call, the receipt. Promise 3 rests on that order; promise 2 on the
-receipt being written before anything looks at the lease again.
+receipt being written before anything looks at the lease again. How long a failing call is repeated,
+and when all jobs stop calling, is `patience.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from daemon.errors import BadCall, CallFailed, UselessReply, Wait
+from daemon.errors import BadCall, CallFailed, Systemic, UselessReply
 from daemon.llm.budget import Budget
+from daemon.llm.patience import Gate, Patience
 from daemon.llm.request import Reply
 from daemon.logs import get_logger
 
@@ -38,9 +40,6 @@ _ASKED_AGAIN = (
 )
 _UNUSABLE = "unusable: "
 """Before the reason, in the stop reason of a receipt whose reply was no message at all."""
-_TRIES = 8
-_LONGEST_HOLD_SECONDS = 60.0
-"""Longest wait between two tries that a job is held for; a longer one releases it."""
 
 
 class Holder(Protocol):
@@ -70,13 +69,25 @@ class Answer(Generic[T]):
 
 
 class Caller:
-    """Makes the model calls of all jobs of one process."""
+    """Makes the model calls of all jobs of one process.
 
-    def __init__(self, provider: Provider, ledger: Ledger, limiter: CallLimiter) -> None:
+    `alarm` is told at once of what every job would meet (a wrong key, a spend limit).
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        ledger: Ledger,
+        limiter: CallLimiter,
+        *,
+        patience: Patience | None = None,
+        alarm: Callable[[Systemic], None] | None = None,
+    ) -> None:
         self.provider = provider
         self.ledger = ledger
         self.limiter = limiter
         self._budget = Budget()
+        self._gate = Gate(patience or Patience(), alarm=alarm)
         # Held while a key is looked up, asked and recorded: two windows with the same text must
         # not both find no receipt and both pay.
         self._asking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -165,25 +176,27 @@ class Caller:
 
     async def _call(self, scope: Scope, request: Request) -> Reply:
         """Call the provider, repeating what fails in passing with jittered back-off."""
-        for attempt in range(1, _TRIES + 1):
+        attempt, began = 0, time.monotonic()
+        while True:
+            attempt += 1
             try:
-                async with self.limiter.slot():
-                    scope.holder.check()  # the wait for a place may have been long
-                    return await self.provider.call(request)
+                return await self._call_once(scope, request)
             except UselessReply as error:
                 # Answered, and so perhaps paid, with nothing in it: leave a receipt of that too.
+                self._gate.answered(scope.holder)
                 return Reply("", f"{_UNUSABLE}{error}", None, request.model)
             except BadCall:
+                self._gate.answered(scope.holder)
                 raise
+            except Systemic as error:
+                self.limiter.restart()
+                raise self._gate.closed_by(error) from error
             except CallFailed as error:
-                pause = min(30.0, 0.5 * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
-                if error.retry_after_seconds is not None:
-                    pause = max(pause, error.retry_after_seconds)
-                if attempt == _TRIES or pause > _LONGEST_HOLD_SECONDS:
-                    raise Wait(
-                        f"the LLM server does not answer: {error}",
-                        seconds=min(900.0, max(pause, 30.0)),
-                    ) from error
+                try:
+                    pause = self._gate.pause_after(error, attempt, scope.holder, began=began)
+                finally:
+                    if self._gate.shut:
+                        self.limiter.restart()
                 _log.warning(
                     "llm.retrying",
                     purpose=request.purpose,
@@ -192,12 +205,36 @@ class Caller:
                     pause_seconds=round(pause, 1),
                 )
                 await self._pause(scope, pause)
-        raise AssertionError("unreachable")
+
+    async def _call_once(self, scope: Scope, request: Request) -> Reply:
+        def check() -> None:
+            self._gate.check()
+            scope.holder.check()
+
+        check()
+        size = len(request.text) + len(request.system)
+        async with self.limiter.slot(scope.job_id, request.model, size, check) as place:
+            check()  # the wait for a place may have been long
+            try:
+                # The SDK's own time-outs are for each read; a reply that trickles would never end.
+                async with asyncio.timeout(request.timeout_seconds):
+                    reply = await self.provider.call(request)
+            except TimeoutError as error:
+                raise CallFailed(
+                    f"the LLM server did not answer within {request.timeout_seconds:g} s"
+                ) from error
+            except CallFailed as error:
+                place.failed(error)
+                raise
+            place.landed(reply)
+        self._gate.answered(scope.holder)
+        return reply
 
     async def _pause(self, scope: Scope, seconds: float) -> None:
-        """Sleep, but notice within half a second that the job must stop."""
+        """Sleep, but notice within half a second that the job must stop, or that all must."""
         deadline = asyncio.get_running_loop().time() + seconds
         while (left := deadline - asyncio.get_running_loop().time()) > 0:
+            self._gate.check()
             scope.holder.check()
             await asyncio.sleep(min(0.5, left))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,15 @@ from daemon.llm.request import Reply, Request, Usage
 from daemon.logs import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from decimal import Decimal
     from uuid import UUID
 
     from daemon.database import Pool
 
 _log = get_logger()
-_RECORD_TRIES = 8
+_RECORD_SECONDS = 300.0
+"""How long a receipt is held on to while the database is away: it cannot be had a second time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,10 @@ class Spent:
 class Ledger:
     """Looks receipts up and writes them; rows are never changed but by erasure and pruning."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, *, landed: Callable[[UUID], None] = lambda _job: None) -> None:
+        """`landed` is told of each receipt's job: a receipt is progress."""
         self._pool = pool
+        self._landed = landed
 
     async def find(self, key: str, *, job_id: UUID) -> Receipt | None:
         """Return the receipt of a call with this content key, if it was ever paid."""
@@ -64,7 +69,7 @@ class Ledger:
                 select id, usable, response, stop_reason, model, request_id, input_tokens,
                        output_tokens, cache_read_tokens, cache_write_tokens, batch
                 from fullpass.llm_calls
-                where call_key = $1 and usable
+                where call_key = $1 and usable and response is not null
                 union all
                 select id, usable, null, stop_reason, model, request_id, null, null, null, null,
                        batch
@@ -141,24 +146,35 @@ class Ledger:
             None if bill is None else bill.saved_by_batch_usd,
         )
         places = ", ".join(f"${n}" for n in range(1, len(arguments) + 1))
-        for attempt in range(1, _RECORD_TRIES + 1):
+        began = time.monotonic()
+        pause = 0.2
+        while True:
             try:
                 with database_errors():
                     await self._pool.execute(f"select fullpass.record_call({places})", *arguments)
             except Systemic as error:
-                if attempt == _RECORD_TRIES:
+                if time.monotonic() - began > _RECORD_SECONDS:
                     _log.error("ledger.lost", purpose=request.purpose, error=str(error))
                     raise
                 _log.warning("ledger.retrying", purpose=request.purpose, error=str(error))
-                await asyncio.sleep(min(5.0, 0.2 * 2**attempt))
+                await asyncio.sleep(pause)
+                pause = min(5.0, 2 * pause)
             else:
+                self._landed(job_id)
                 return
 
     async def spent(self, job_id: UUID) -> Spent:
         """Sum the job's receipts."""
+        return await self._sum("job_id", job_id)
+
+    async def spent_on(self, user_id: UUID) -> Spent:
+        """Sum a person's receipts, of all their jobs, pruned and erased ones too."""
+        return await self._sum("user_id", user_id)
+
+    async def _sum(self, column: str, value: UUID) -> Spent:
         with database_errors():
             row = await self._pool.fetchrow(
-                """
+                f"""
                 select count(*) as calls,
                        coalesce(sum(input_tokens), 0) as input_tokens,
                        coalesce(sum(output_tokens), 0) as output_tokens,
@@ -169,14 +185,14 @@ class Ledger:
                        count(*) filter (where batch) as batch_calls,
                        coalesce(sum(saved_by_cache_usd), 0) as saved_by_cache_usd,
                        coalesce(sum(saved_by_batch_usd), 0) as saved_by_batch_usd,
-                       (select count(*) from fullpass.calls_served where job_id = $1)
+                       (select count(*) from fullpass.calls_served where {column} = $1)
                            as served_calls,
                        (select coalesce(sum(c.cost_usd), 0) from fullpass.calls_served s
-                        join fullpass.llm_calls c on c.id = s.call_id where s.job_id = $1)
+                        join fullpass.llm_calls c on c.id = s.call_id where s.{column} = $1)
                            as saved_by_ledger_usd
-                from fullpass.llm_calls where job_id = $1
+                from fullpass.llm_calls where {column} = $1
                 """,
-                job_id,
+                value,
             )
         # An aggregate always answers with one row.
         return Spent(**dict(row or {}))

@@ -48,7 +48,10 @@ select j.id, j.user_id, j.status, j.storage_path, j.file_type, j.priority, j.cur
        coalesce(p.source, (select k.source from fullpass.conversations k
                            where k.user_id = j.user_id and k.last_job = j.id limit 1)) as source,
        p.ingest::text as export, p.ingested_at, p.memory_saved_at, p.sections_saved_at,
-       p.claimed_at, p.last_progress_at, p.waiting_since, p.waiting_for,
+       p.claimed_at, p.last_progress_at, p.waiting_for,
+       coalesce(p.waiting_since, case when p.waiting_for is not null then o.since end)
+           as waiting_since,
+       o.batches, o.windows_by_batch, o.since as batches_since,
        w.last_beat_at as worker_beat_at, w.waiting_for as worker_waits_for,
        w.rss_bytes as worker_rss_bytes, m.writer as memory_writer, m.facts as memory_facts,
        u.full_pass_status, u.progress_percent, u.import_stage, u.full_pass_error,
@@ -63,6 +66,13 @@ left join fullpass.passes p on p.job_id = j.id
 left join fullpass.workers w on w.worker_id = j.worker_id
 left join fullpass.memories m on m.job_id = j.id
 left join public.user_profiles u on u.user_id = j.user_id
+cross join lateral (
+    select count(*) as batches, coalesce(sum(b.requests), 0) as windows_by_batch,
+           min(coalesce(b.sent_at, b.created_at)) as since
+    from fullpass.batches b
+    where b.user_id = j.user_id and b.source = coalesce(p.source, b.source)
+      and b.state <> 'done' and b.given_up_at is null
+      and j.status in ('pending', 'processing')) as o
 where j.id = $1
 """
 
@@ -165,6 +175,10 @@ async def job_account(connection: Connection, job_id: UUID) -> dict[str, Any] | 
         "outcomes": outcomes,
         "facts": facts,
         "cost": cost,
+        "batches": {
+            "out": job["batches"], "windows": job["windows_by_batch"],
+            "since": job["batches_since"],
+        },
         "memory": None if job["memory_saved_at"] is None else {
             "writer": job["memory_writer"], "facts": job["memory_facts"],
             "saved_at": job["memory_saved_at"],

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from daemon.database import first_line
-from daemon.errors import Cancelled, Draining, GiveUp, LeaseLost, Systemic, Wait
+from daemon.errors import (
+    AwaitsBatch,
+    Cancelled,
+    Draining,
+    GiveUp,
+    LeaseLost,
+    Systemic,
+    Wait,
+)
 from daemon.logs import get_logger, masked
 from daemon.queue import jobs
 from daemon.queue.backoff import Backoff
@@ -48,6 +56,12 @@ class Tally:
     failed: dict[UUID, str] = field(default_factory=dict)
     left: dict[UUID, str] = field(default_factory=dict)
     """Jobs given back to the queue, and why."""
+    awaiting: dict[UUID, float] = field(default_factory=dict)
+    """Of those, the ones that wait for a batch: seconds until the next look."""
+
+    def done_with(self, job_id: UUID) -> bool:
+        """Whether there is nothing more to do for a job now."""
+        return job_id in self.completed or job_id in self.awaiting
 
 
 class Endings:
@@ -120,13 +134,21 @@ class Endings:
                 await self._fail(work, error)
 
     async def _give_back(self, work: Work, error: Wait) -> None:
-        outcome = await jobs.release(
-            self._pool,
-            work.job,
-            seconds=error.seconds,
-            reason=masked(str(error))[:_LONGEST_ERROR],
-            max_wait_hours=self._max_wait_hours,
-        )
+        reason = masked(str(error))[:_LONGEST_ERROR]
+        outcome: str
+        if isinstance(error, AwaitsBatch):
+            outcome = await jobs.await_batches(
+                self._pool, work.job, seconds=error.seconds, reason=reason, stage=error.stage
+            )
+            self._tally.awaiting[work.job.id] = error.seconds
+        else:
+            outcome = await jobs.release(
+                self._pool,
+                work.job,
+                seconds=error.seconds,
+                reason=reason,
+                max_wait_hours=self._max_wait_hours,
+            )
         if outcome == "failed":
             self._tally.failed[work.job.id] = str(error)
         else:

@@ -142,6 +142,22 @@ async def release(
     return cast("Literal['released', 'cancelled', 'failed']", outcome)
 
 
+async def await_batches(
+    pool: Pool, job: Job, *, seconds: float, reason: str, stage: str
+) -> Literal["released", "cancelled"]:
+    """Give the job back with its attempt until its batches are looked at. Raises LeaseLost."""
+    with database_errors():
+        outcome = await pool.fetchval(
+            "select fullpass.await_batches($1, $2, $3, $4, $5)",
+            job.id,
+            job.lease_epoch,
+            seconds,
+            reason,
+            stage,
+        )
+    return cast("Literal['released', 'cancelled']", outcome)
+
+
 async def yield_cancelled(pool: Pool, job: Job) -> None:
     """End the job as cancelled, as was asked. Raises LeaseLost."""
     with database_errors():
@@ -152,6 +168,17 @@ async def excuse(pool: Pool, job: Job, *, worker_id: str) -> None:
     """Say that the worker which lost this job is alive: its lost lease was no crash."""
     with database_errors():
         await pool.execute("select fullpass.excuse($1, $2, $3)", worker_id, job.id, job.lease_epoch)
+
+
+async def enqueue(
+    pool: Pool, *, user_id: UUID, storage_path: str, file_type: str | None = None
+) -> UUID:
+    """Queue an export; a live job for the same path is returned instead of a second."""
+    with database_errors():
+        job_id = await pool.fetchval(
+            "select fullpass.enqueue($1, $2, p_file_type => $3)", user_id, storage_path, file_type
+        )
+    return cast("UUID", job_id)
 
 
 async def seconds_to_next(pool: Pool) -> float | None:
@@ -167,14 +194,3 @@ async def seconds_to_next(pool: Pool) -> float | None:
             """
         )
     return seconds
-
-
-async def enqueue(
-    pool: Pool, *, user_id: UUID, storage_path: str, file_type: str | None = None
-) -> UUID:
-    """Queue an export; a live job for the same path is returned instead of a second."""
-    with database_errors():
-        job_id = await pool.fetchval(
-            "select fullpass.enqueue($1, $2, p_file_type => $3)", user_id, storage_path, file_type
-        )
-    return cast("UUID", job_id)

@@ -62,6 +62,7 @@ create index if not exists processing_jobs_running
 
 alter table fullpass.passes
     add column if not exists lease_epoch bigint,    -- the last one given, whatever the row says
+    add column if not exists advanced_at timestamptz,  -- something new was saved: see fullpass.progress
     add column if not exists alone boolean not null default false,  -- its next attempt runs alone
     add column if not exists death_worker text,     -- who held the job at its last death
     add column if not exists death_epoch bigint,
@@ -70,7 +71,8 @@ create index if not exists passes_by_death
     on fullpass.passes (death_worker) where death_worker is not null;
 alter table fullpass.workers
     add column if not exists peak_rss_bytes bigint,
-    add column if not exists jobs int;
+    add column if not exists jobs int,
+    add column if not exists llm_held_by text;  -- what keeps llm_limit: ceiling, memory or rate
 
 -- A stable share of users, 0-99.
 create or replace function fullpass.bucket_of(p_user uuid) returns smallint
@@ -335,7 +337,7 @@ begin
         v_count := v_count + 1;
         select * into v_pass from fullpass.passes where job_id = v.id for update;
         v_since := coalesce(v_pass.last_death_at, v_pass.claimed_at, v.started_at);
-        v_progressed := coalesce(v_pass.last_progress_at > v_since, false)
+        v_progressed := coalesce(v_pass.advanced_at > v_since, false)
             or exists (select from fullpass.llm_calls c
                        where c.job_id = v.id and c.created_at > v_since);
         v_shared := v.worker_id is not null and (
@@ -692,16 +694,16 @@ create or replace function fullpass.beat(
 begin
     insert into fullpass.workers as w (
         worker_id, version, rss_bytes, memory_limit_bytes, loop_lag_ms, llm_in_flight, llm_limit,
-        waiting_for, peak_rss_bytes, jobs)
+        waiting_for, peak_rss_bytes, llm_held_by, jobs)
     select p_worker, v.*, cardinality(p_jobs) from jsonb_to_record(p_vitals) as v (
         version text, rss_bytes bigint, memory_limit_bytes bigint, loop_lag_ms real,
-        llm_in_flight int, llm_limit int, waiting_for text, peak_rss_bytes bigint)
+        llm_in_flight int, llm_limit int, waiting_for text, peak_rss_bytes bigint, llm_held_by text)
     on conflict (worker_id) do update set
         last_beat_at = clock_timestamp(), rss_bytes = excluded.rss_bytes, jobs = excluded.jobs,
         peak_rss_bytes = greatest(w.peak_rss_bytes, excluded.peak_rss_bytes, excluded.rss_bytes),
         memory_limit_bytes = excluded.memory_limit_bytes, loop_lag_ms = excluded.loop_lag_ms,
         llm_in_flight = excluded.llm_in_flight, llm_limit = excluded.llm_limit,
-        waiting_for = excluded.waiting_for;
+        waiting_for = excluded.waiting_for, llm_held_by = excluded.llm_held_by;
     return query
     with mine as (
         select * from unnest(p_jobs, p_epochs) as m (id, epoch)
@@ -813,7 +815,9 @@ begin
         return 'cancelled';
     end if;
     select * into v_pass from fullpass.passes where job_id = p_job for update;
-    if v_waits and v_pass.last_progress_at > v_pass.waiting_since then
+    if v_waits and (v_pass.advanced_at > v_pass.waiting_since
+                    or exists (select from fullpass.llm_calls c
+                               where c.job_id = p_job and c.created_at > v_pass.waiting_since)) then
         v_pass.waiting_since := null;  -- it did not only wait
     end if;
     if v_waits and v_pass.waiting_since
@@ -955,8 +959,15 @@ begin
         status = 'cancelled', lease_epoch = lease_epoch + 1, lease_expires_at = null,
         completed_at = clock_timestamp()
     where user_id = p_user_id and status = 'processing';
+    if to_regclass('fullpass.staged_facts') is not null then  -- of a later migration
+        delete from fullpass.staged_facts where user_id = p_user_id;
+        get diagnostics v_count = row_count;
+        v_counts := v_counts || jsonb_build_object('staged_facts', v_count);
+    end if;
     insert into fullpass.erasures (user_id) values (p_user_id)
     on conflict (user_id) do update set erased_at = clock_timestamp();
+    v_counts := v_counts || jsonb_build_object(
+        'batch_requests_blinded', fullpass.forget_batches(p_user_id));
     delete from fullpass.staged_chunks
     where job_id in (select id from public.processing_jobs where user_id = p_user_id);
     delete from public.conversation_chunks where user_id = p_user_id;

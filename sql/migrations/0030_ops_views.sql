@@ -352,7 +352,7 @@ select w.worker_id, w.version, w.started_at,
        (select count(*) from public.processing_jobs j
         where j.worker_id = w.worker_id and j.status = 'processing')::int as jobs,
        w.rss_bytes, w.peak_rss_bytes, w.memory_limit_bytes, w.loop_lag_ms, w.llm_in_flight,
-       w.llm_limit,
+       w.llm_limit, w.llm_held_by,
        (select count(*) from public.processing_jobs j
         join fullpass.llm_calls l
             on l.job_id = j.id and l.created_at > now() - interval '1 minute'

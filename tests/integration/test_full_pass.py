@@ -359,11 +359,12 @@ async def test_trouble_of_every_kind_loses_no_fact_that_the_server_answered(
             faults={
                 "rate_limited": 0.05, "overloaded": 0.05, "server_error": 0.05, "reset": 0.05,
                 "malformed": 0.05, "truncated_body": 0.05, "fenced": 0.05, "html": 0.05,
-                "no_usage": 0.05, "max_tokens": 0.05,
+                "no_usage": 0.05, "max_tokens": 0.05, "stall": 0.05,
             },
             retry_after_seconds=0.1,
+            stall_seconds=30.0,
         )  # fmt: skip
-        await work_once(database_url, server.url)
+        await work_once(database_url, server.url, llm_timeout_seconds=1.5)
     row = await db.fetchrow("select * from processing_jobs where id = $1", job)
     assert row["status"] == "complete", row["error_message"]
     assert row["attempts"] == 1

@@ -211,5 +211,27 @@ async def test_erasing_a_person_takes_facts_on_their_way_along(db: Any) -> None:
         """,
         user,
     )
-    await db.fetchval("select fullpass.forget($1)", user)
+    counts = json.loads(await db.fetchval("select fullpass.forget($1)", user))
+    assert counts["staged_facts"] == 1
     assert await db.fetchval("select count(*) from fullpass.staged_facts") == 0
+
+
+async def test_of_messages_of_one_second_the_last_of_the_conversation_is_current(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    told = ["I live in Porto.", "I live in Ghent.", "I live in Turku."]
+    talk = conversation(
+        0, [(role, text) for t in told for role, text in (("user", t), ("assistant", "Ok"))]
+    )
+    for node in talk["mapping"].values():
+        if node["message"]:
+            node["message"]["create_time"] = talk["create_time"]
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps([talk]))
+    user = uuid.uuid4()
+    await insert_job(db, path, user)
+    truth = [Planted(sentence=t, statement=f"Lives{t[6:-1]}", slot="home city") for t in told]
+    with AnthropicServer(truth=truth) as server:
+        await work_once(database_url, server.url)
+    rows = await db.fetch("select statement from fullpass.facts where superseded_by is null")
+    assert [r["statement"] for r in rows] == ["Lives in Turku"]

@@ -45,6 +45,8 @@ Fault = Literal[
     "prefixed",
     "wrong_shape",
 ]
+BatchFault = Literal["errored", "invalid", "expired", "canceled", "missing"]
+"""Trouble of the server's own, a request it refuses, and a line that is not in the results."""
 SOUND: frozenset[str] = frozenset({"ok", "fenced", "prefixed", "stall", "no_usage"})
 """Faults whose reply still holds the whole answer."""
 
@@ -100,6 +102,23 @@ class Behaviour:
     minute_seconds: float = 60.0
     burst_share: float = 1.0
     """Size of the bucket as a share of a minute's allowance."""
+    limits_told: bool = True
+    """Off: no anthropic-ratelimit headers, as on other platforms and compatible servers."""
+
+    # Message batches (anthropic_batches.py)
+    batches_endpoint: bool = True
+    """Off: /v1/messages/batches is a bare 404, as on servers that only speak /v1/messages."""
+    batch_seconds: float = 0.0
+    """How long a batch is worked on; all its requests are answered at the end of that."""
+    batch_never_ends: bool = False
+    """Not even when it is cancelled, or past its time."""
+    batch_expires_seconds: float = 86_400.0
+    batch_items: dict[BatchFault, float] | None = None
+    """Probability that a request of a batch ends so instead of being answered."""
+    batch_done_when_cancelled: float = 0.0
+    """Share of a batch's requests that are answered, and paid, before a cancellation takes."""
+    batch_most_requests: int = 100_000
+    batch_most_bytes: int = 256_000_000
 
     # A model's own ways: extraction
     thinking_tokens: int = 0

@@ -53,6 +53,8 @@ class Call:
     request_id: str = ""
     complete: bool = False
     finished_at: float = 0.0
+    batch: str = ""
+    """The batch it came in; then it is paid at half price, whether its result was fetched or not."""
 
     @property
     def paid(self) -> bool:
@@ -107,6 +109,7 @@ class Record:
         return {
             "calls": len(calls),
             "completed": len(paid),
+            "by_batch": sum(bool(call.batch) for call in calls),
             "duplicates": len(self.duplicates()),
             "paid_again": len(self.paid_again()),
             "input_tokens": sum(call.input_tokens for call in paid),

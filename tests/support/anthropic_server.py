@@ -7,9 +7,10 @@
 
     python -m tests.support.anthropic_server --port 0 --record calls.jsonl --truth truth.json
 
-It serves POST /v1/messages and /v1/messages/count_tokens, GET /v1/models[/ID], and for tests
-POST /control, POST /control/wait, GET /control and GET /control/record. What the model says is
-model_answers.py, every switch is anthropic_behaviour.py, the shapes are anthropic_wire.py.
+It serves POST /v1/messages and /v1/messages/count_tokens, GET /v1/models[/ID], message batches
+(anthropic_batches.py), and for tests POST /control, POST /control/wait, GET /control and
+GET /control/record. What the model says is model_answers.py, every switch is
+anthropic_behaviour.py, the shapes are anthropic_wire.py.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tests.support.anthropic_batches import Batches
 from tests.support.anthropic_behaviour import Behaviour, Fault, Scripted
 from tests.support.anthropic_record import Call, Record
 from tests.support.anthropic_replies import PromptCache, Spoken, failure
@@ -110,11 +112,13 @@ class AnthropicServer(LoopbackServer):
         self.truth = truth if isinstance(truth, Truth) else Truth(truth)
         self.record = Record(record_path)
         self._flying: set[int] = set()
+        self._visits = 0
         self._script: deque[Scripted] = deque()
         self._gate = Gate(asyncio.Event(), 0, "")
         self._gate.open.set()
         self._allowances = Allowances()
         self._cache = PromptCache()
+        self.batches = Batches(self)
 
     def close(self) -> None:
         """Stop serving and close the record."""
@@ -191,6 +195,8 @@ class AnthropicServer(LoopbackServer):
                 return await self._messages(request, request_id)
             if route[1].startswith("/v1/models") and not self.behaviour.models_endpoint:
                 return Reply(404, b"Not Found", {"content-type": "text/plain"})
+            if route[1].startswith("/v1/messages/batches"):
+                return await self._batches(request, request_id)
             check_key(request.headers, self.behaviour)
             if route == ("POST", "/v1/messages/count_tokens"):
                 body = check_messages_body(_parsed(request), self.behaviour, counting=True)
@@ -200,6 +206,74 @@ class AnthropicServer(LoopbackServer):
         except Refused as refusal:
             return error_reply(refusal.status, refusal.kind, str(refusal), request_id)
         return error_reply(404, "not_found_error", f"{request.path}: not found", request_id)
+
+    async def _batches(self, request: Request, request_id: str) -> Reply:
+        if not self.behaviour.batches_endpoint:
+            return Reply(404, b"Not Found", {"content-type": "text/plain"})
+        check_key(request.headers, self.behaviour)
+        self._visits += 1
+        visit = -self._visits  # in flight like a call, and told apart from one
+        self._flying.add(visit)
+        self.changed()
+        try:
+            return await self.batches.handle(request, request_id)
+        finally:
+            self._flying.discard(visit)
+            self.changed()
+
+    def holds(self, purpose: str) -> bool:
+        """Whether calls of this very purpose are held."""
+        return self._gate.purpose == purpose and not self._gate.open.is_set()
+
+    async def passed(self, purpose: str) -> None:
+        """Wait while calls of this very purpose are held."""
+        if self.holds(purpose):
+            await self._gate.open.wait()
+
+    def scripted(self, purpose: str) -> Scripted | None:
+        """Take the next step that was scripted for this very purpose."""
+        for step in self._script:
+            if step.purpose == purpose:
+                self._script.remove(step)
+                return step
+        return None
+
+    def answer_in_batch(self, body: dict[str, Any], batch_id: str) -> dict[str, Any]:
+        """Answer one request of a batch, record it as paid, and give the message."""
+        canonical = msgspec.json.encode(body, order="sorted")
+        tool = forced_tool(body)
+        call = self.record.begin(
+            key=sha256(canonical).hexdigest(),
+            purpose=purpose_of(schema_of_output(body) or (tool[1] if tool else None)),
+            model=str(body.get("model", "")),
+            started_at=time.time(),
+            in_flight=self.in_flight,
+            size=len(canonical),
+        )
+        how = self.behaviour
+        dice = how.draw(call.key, call.occurrence)
+        step = self.scripted(call.purpose)
+        fault = how.fault(dice, call.purpose) if step is None else step.fault
+        answered = answer(
+            Question(
+                purpose=call.purpose,
+                schema=_schema(body),
+                prompt=user_text(body),
+                behaviour=how,
+                truth=self.truth,
+                dice=dice,
+            )
+        )
+        usage = self._cache.usage(count_input(body), call.model)
+        reply, accounted = Spoken(body, answered, how, fault, usage, {}).reply()
+        self.record.update(
+            call, batch=batch_id, status=200, complete=True, finished_at=time.time(), fault=fault,
+            messages=answered.messages, facts=answered.facts, answered=answered.answered,
+            **accounted,
+        )  # fmt: skip
+        assert isinstance(reply.body, bytes)
+        message: dict[str, Any] = msgspec.json.decode(reply.body)
+        return message
 
     def _models(self, name: str, request_id: str) -> Reply:
         headers = {"request-id": request_id}

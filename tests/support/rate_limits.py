@@ -72,8 +72,10 @@ class Allowances:
             bucket.level -= output_tokens
 
     def headers(self, how: Behaviour) -> dict[str, str]:
-        """Give the anthropic-ratelimit headers as they stand."""
+        """Give the anthropic-ratelimit headers as they stand, none where they are not told."""
         self._follow(how)
+        if not how.limits_told:
+            return {}
         now = time.monotonic()
         told = {}
         for name, nominal in NOMINAL.items():

@@ -127,7 +127,18 @@ def test_every_direct_dependency_is_pinned() -> None:
 
 @pytest.mark.parametrize(
     "target",
-    ["help", "install", "demo", "test", "check", "faults", "bench", "bench-queue", "clean"],
+    [
+        "help",
+        "install",
+        "demo",
+        "example",
+        "test",
+        "check",
+        "faults",
+        "bench",
+        "bench-queue",
+        "clean",
+    ],
 )
 def test_make_knows_every_target(target) -> None:
     dry = subprocess.run(

@@ -85,8 +85,24 @@ def test_a_fact_that_no_line_covers_stands_as_it_is() -> None:
 
 def test_markup_in_a_line_cannot_leave_its_item() -> None:
     (line,), _ = accept([], [item("Wants <script>alert(1)</script> # and `code` [f:00000000]")])
-    assert not set("<>`") & set(line.render())
+    assert "‹script>alert(1)‹/script>" in line.render()
+    assert not set("<`") & set(line.render())
     assert line.render().count("f:") == 1
+
+
+@pytest.mark.parametrize(
+    ("statement", "shown"),
+    [
+        ("Spends < 50 £ a week", "Spends < 50 £ a week"),
+        ("-18 °C is where the freezer stays", "-18 °C is where the freezer stays"),
+        ("# Wants a heading", "Wants a heading"),
+        ("- > 1. Wants a list", "Wants a list"),
+        ("2024 was the year of the move", "2024 was the year of the move"),
+    ],
+)
+def test_a_sign_that_says_something_is_no_markup(statement: str, shown: str) -> None:
+    (line,), _ = accept([], [item(statement)])
+    assert line.text == shown
 
 
 def test_every_heading_is_there_even_with_nothing_under_it() -> None:

@@ -37,6 +37,7 @@ CONTRACT_DEFAULTS = {
     "memory_model": "claude-haiku-5-5",
     "sections_model": "claude-haiku-5-5",
     "extraction_mode": "realtime",
+    "batch_poll_seconds": 30.0,
     "fact_extraction_concurrency": 3,
     "max_concurrent_jobs": 2,
     "memory_limit_mb": None,

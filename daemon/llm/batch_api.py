@@ -1,0 +1,230 @@
+"""The Message Batches API as the rest sees it: make, find, look, cancel, read results as a stream.
+
+Owns what the SDK raises here and means. Nothing is kept: which batch is whose is `batch_rows.py`,
+what follows from a look is `batches.py`. Checked against anthropic 2.12 on 2026-11-22.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from daemon.errors import BadCall, CallError, CallFailed
+from daemon.llm.messages_api import MessagesProvider
+from daemon.llm.request import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+    from datetime import datetime
+    from decimal import Decimal
+
+    import anthropic
+
+    from daemon.llm.providers import Provider
+    from daemon.llm.request import Request, Usage
+
+ItemState = Literal["succeeded", "errored", "canceled", "expired"]
+
+_TIMEOUT_SECONDS = 120.0
+"""For making a batch (megabytes of body) and for each silence in a stream of results."""
+_MOST_LISTED = 1_000
+_DAY_SECONDS = 86_400.0
+
+
+class NoBatches(CallError):
+    """The server has no batches endpoint: read in real time."""
+
+
+class PerhapsMade(CallFailed):
+    """A batch may have been made though its answer never came: look before making another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A batch as the server describes it."""
+
+    id: str
+    ended: bool
+    requests: int
+    created_at: datetime
+    life_seconds: float
+    """From its making to the moment when what is not done by then expires."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One line of results; `reply` is there when the request succeeded, and so was paid."""
+
+    custom_id: str
+    state: ItemState
+    reply: Reply | None = None
+    error: str | None = None
+
+
+class BatchApi:
+    """Speaks to one account's batches through the SDK's client of a provider."""
+
+    def __init__(self, provider: MessagesProvider) -> None:
+        self._provider = provider
+        self._sdk = provider.sdk
+        self._batches: Any = provider.batches
+
+    def takes(self, model: str) -> bool:
+        """Whether a model can be asked by batch, as far as is known."""
+        return self._provider.models.named(model).batch
+
+    def model_id(self, model: str) -> str:
+        """Return the vendor's own id of a model."""
+        return self._provider.models.named(model).id
+
+    def cost_usd(self, model: str, usage: Usage, *, batch: bool) -> Decimal | None:
+        """Return what a call costs, alone or by batch; None when the price is not known."""
+        bill = self._provider.models.named(model).bill(usage, batch=batch)
+        return None if bill is None else bill.cost_usd
+
+    async def create(self, requests: Sequence[tuple[str, Request]]) -> Remote:
+        """Make a batch of (custom id, request) pairs.
+
+        Raises PerhapsMade when it may exist all the same; NoBatches, CallFailed, BadCall or
+        Systemic when it surely does not.
+        """
+        try:
+            made: object = await self._batches.create(
+                requests=[
+                    {"custom_id": key, "params": self._provider.parameters(r)}
+                    for key, r in requests
+                ],
+                timeout=_TIMEOUT_SECONDS,
+            )
+        except self._sdk.APIError as error:
+            meaning = self._meant(error)
+            # The server's own refusal is certain; silence, a broken reply or its inner trouble not.
+            status = getattr(error, "status_code", 0)
+            if status in range(400, 500) and status != 408:
+                raise meaning from error
+            raise PerhapsMade(str(meaning)) from error
+        except ValueError as error:
+            raise PerhapsMade("the server's reply broke off") from error
+        return self._remote(made) or self._nonsense()
+
+    def _nonsense(self) -> Remote:
+        raise PerhapsMade("the server answered with something that is no batch")
+
+    async def retrieve(self, batch_id: str) -> Remote | None:
+        """Look at a batch; None when this account has none of that id."""
+        try:
+            found: object = await self._batches.retrieve(batch_id, timeout=_TIMEOUT_SECONDS)
+        except self._sdk.NotFoundError:
+            return None
+        except self._sdk.APIError as error:
+            raise self._meant(error) from error
+        except ValueError as error:
+            raise CallFailed("the server's reply broke off") from error
+        remote = self._remote(found)
+        if remote is None:
+            raise CallFailed("the server answered with something that is no batch")
+        return remote
+
+    async def recent(self, since: datetime) -> AsyncGenerator[Remote, None]:
+        """Yield the account's batches made since then, newest first."""
+        listed = 0
+        try:
+            async for found in self._batches.list(limit=100, timeout=_TIMEOUT_SECONDS):
+                listed += 1
+                remote = self._remote(found)
+                if remote is None or remote.created_at < since or listed > _MOST_LISTED:
+                    return
+                yield remote
+        except self._sdk.APIError as error:
+            raise self._meant(error) from error
+        except (ValueError, AttributeError) as error:
+            raise CallFailed("the server's list of batches cannot be read") from error
+
+    async def cancel(self, batch_id: str) -> None:
+        """Ask a batch to end early; one that has ended, or is not there, needs no asking."""
+        try:
+            await self._batches.cancel(batch_id, timeout=_TIMEOUT_SECONDS)
+        except (self._sdk.NotFoundError, self._sdk.BadRequestError, self._sdk.ConflictError):
+            return
+        except self._sdk.APIError as error:
+            raise self._meant(error) from error
+        except ValueError as error:
+            raise CallFailed("the server's reply broke off") from error
+
+    async def results(self, batch_id: str, model_id: str) -> AsyncGenerator[Item, None]:
+        """Yield an ended batch's results one by one, in whatever order they come.
+
+        Holds one line at a time. Raises CallFailed where the stream breaks; what came before it
+        has been yielded.
+        """
+        import httpx2  # noqa: PLC0415 - comes with the SDK, which is imported late
+
+        lines: Any = None
+        try:
+            lines = await self._batches.results(batch_id, timeout=_TIMEOUT_SECONDS)
+            async for line in lines:
+                item = self._item(line, model_id)
+                if item is not None:
+                    yield item
+        except self._sdk.APIError as error:
+            raise self._meant(error) from error
+        except (self._sdk.AnthropicError, httpx2.HTTPError, ValueError, AttributeError) as error:
+            # What breaks while a body streams in comes as it is, not as the SDK's own error.
+            raise CallFailed(f"the results broke off ({type(error).__name__})") from error
+        finally:
+            if lines is not None and hasattr(lines, "http_response"):
+                await lines.http_response.aclose()
+
+    def _meant(self, error: anthropic.APIError) -> Exception:
+        status = getattr(error, "status_code", 0)
+        if status in {404, 405, 501}:
+            return NoBatches("the LLM server has no message batches")
+        meaning = self._provider.meaning(error, "")
+        # Nothing of one input is told of here: an answer in no known shape is trouble in passing.
+        return meaning if not isinstance(meaning, CallError) or isinstance(
+            meaning, CallFailed | BadCall
+        ) else CallFailed(str(meaning))  # fmt: skip
+
+    def _remote(self, found: object) -> Remote | None:
+        if not isinstance(found, self._sdk.types.messages.MessageBatch):
+            return None
+        counts = found.request_counts
+        life = (found.expires_at - found.created_at).total_seconds()
+        return Remote(
+            id=found.id,
+            ended=found.processing_status == "ended",
+            requests=counts.processing
+            + counts.succeeded
+            + counts.errored
+            + counts.canceled
+            + counts.expired,
+            created_at=found.created_at,
+            life_seconds=life if life > 0 else _DAY_SECONDS,
+        )
+
+    def _item(self, line: Any, model_id: str) -> Item | None:
+        custom_id = getattr(line, "custom_id", None)
+        result = getattr(line, "result", None)
+        kind = getattr(result, "type", None)
+        if not isinstance(custom_id, str) or kind not in get_args(ItemState):
+            return None
+        if kind == "succeeded":
+            message = getattr(result, "message", None)
+            if not isinstance(message, self._sdk.types.Message):
+                reply = Reply("", "unusable: no message", None, model_id)
+            else:
+                reply = self._provider.reply_of(
+                    message, self._provider.models.named(model_id), batch=True
+                )
+            return Item(custom_id, "succeeded", reply)
+        told = getattr(getattr(getattr(result, "error", None), "error", None), "type", None)
+        return Item(
+            custom_id, cast("ItemState", kind), error=None if told is None else str(told)[:100]
+        )
+
+
+def batch_api_of(provider: Provider) -> BatchApi | None:
+    """Return the batches of a provider, or None when it has none (Bedrock, Vertex, offline)."""
+    if isinstance(provider, MessagesProvider) and provider.batches is not None:
+        return BatchApi(provider)
+    return None

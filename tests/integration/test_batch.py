@@ -1,0 +1,366 @@
+"""Extraction by message batches: half the price, the same pass, nothing asked or paid twice."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from decimal import Decimal
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+from rich.console import Console
+
+from daemon.cli.screen import job_screen
+from daemon.database import open_pool
+from daemon.llm.batch_api import BatchApi, batch_api_of
+from daemon.llm.batch_rows import Batch, BatchRows, Draft
+from daemon.llm.batches import Batches
+from daemon.llm.providers import provider_from
+from daemon.llm.request import Request
+from daemon.ops.status import job_account
+from daemon.settings import load_settings
+from tests.support.anthropic_behaviour import Scripted
+from tests.support.anthropic_server import AnthropicServer
+from tests.support.batch_pass import (
+    BATCH,
+    ONE_LOOK,
+    all_planted,
+    batches_of_a_worker,
+    insert_job,
+    look_now,
+    noted,
+    paid,
+    tend,
+    waiting_job,
+)
+from tests.support.exports import planted_export
+from tests.support.worker_process import work_once
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    connection = await asyncpg.connect(database_url, statement_cache_size=0)
+    yield connection
+    await connection.close()
+
+
+async def test_a_first_memory_comes_at_once_and_the_job_holds_nothing_while_it_waits(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=10, filler_words=60)
+    user = uuid.uuid4()
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(batch_seconds=3600.0)
+        tally = await work_once(database_url, server.url, **ONE_LOOK)
+        assert list(tally.left) == [job]
+        profile = await db.fetchrow("select * from user_profiles where user_id = $1", user)
+        newest = export.truth[-1].statement
+        assert newest in profile["memory_md"]
+        assert export.truth[0].statement not in profile["memory_md"]
+        assert profile["full_pass_status"] == "processing"
+        assert "the rest is being read" in profile["import_stage"]
+        assert profile["progress_percent"] < 80
+        row = await db.fetchrow("select * from processing_jobs where id = $1", job)
+        assert (row["status"], row["attempts"], row["worker_id"]) == ("pending", 0, None)
+        told = await job_account(db, job)
+        assert told is not None
+        assert "1 message batch with" in told["why"]
+        assert "since 20" in told["why"]
+        assert told["batches"]["out"] == 1
+        assert told["waiting_since"] is not None
+        # Looks that find nothing new write no step, ask nothing and never end the job.
+        asked = len(server.record.calls)
+        counted = "select count(*) from fullpass.job_events where event like 'step%'"
+        steps = await db.fetchval(counted)
+        for _ in range(2):
+            await look_now(db, job)
+            await work_once(database_url, server.url, max_wait_hours=1e-6, **ONE_LOOK)
+        assert len(server.record.calls) == asked
+        assert len(server.batches.made) == 1
+        assert await db.fetchval(counted) == steps
+        told = await job_account(db, job)
+        assert told is not None
+        shown = Console(file=StringIO(), width=100)
+        job_screen(shown, told)
+        timeline = shown.file.getvalue()  # type: ignore[attr-defined]
+        assert timeline.count("claimed") == 1, timeline
+        assert "looks 3" in timeline
+        assert await db.fetchval("select attempts from processing_jobs") == 0
+        server.behave(batch_seconds=0.0)
+        await look_now(db, job)
+        tally = await work_once(database_url, server.url, **BATCH)
+        assert tally.completed == [job]
+        assert await all_planted(db, user, export)
+        by_batch = [c for c in server.record.calls if c.batch]
+        assert len(by_batch) == 9  # of ten windows, one was read at once
+        # Half the price, receipt by receipt.
+        assert await noted(db, server)
+        memory = await db.fetchval("select memory_md from user_profiles where user_id = $1", user)
+        assert all(p.statement in memory for p in export.truth)
+        assert not server.record.paid_again()
+
+
+async def test_a_batch_whose_creation_got_no_answer_is_found_and_not_made_again(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=8, filler_words=60)
+    user = uuid.uuid4()
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        server.script(Scripted(fault="reset", purpose="batch.created"))
+        tally = await work_once(database_url, server.url, **BATCH)
+        assert tally.completed == [job]
+        assert await all_planted(db, user, export)
+        assert len(server.batches.made) == 1
+        assert not server.record.paid_again()
+        assert await noted(db, server)
+
+
+async def test_results_that_break_off_are_noted_once_each(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=8, filler_words=60)
+    user = uuid.uuid4()
+    await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        server.script(Scripted(fault="reset", purpose="batch.results"))
+        server.script(Scripted(fault="truncated_body", purpose="batch.results"))
+        await work_once(database_url, server.url, **BATCH)
+        assert await all_planted(db, user, export)
+        assert not server.record.paid_again()
+        assert await noted(db, server)
+
+
+async def test_cancelling_a_job_that_waits_cancels_its_batch_and_keeps_what_was_answered(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=8, filler_words=60)
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(batch_done_when_cancelled=0.5)
+        path = export.write(tmp_path / "c.json")
+        job, user = await waiting_job(db, database_url, server, path)
+        assert await db.fetchval("select fullpass.cancel($1)", job)
+        # Nobody holds the job: whichever worker is up next does it.
+        await work_once(database_url, server.url, **BATCH)
+        await tend(db, database_url, server)
+        (batch,) = server.batches.made.values()
+        assert batch.cancelled_at is not None
+        assert await db.fetchval("select outcome from fullpass.batches") == "collected"
+        assert await noted(db, server)
+        profile = await db.fetchrow("select * from user_profiles where user_id = $1", user)
+        assert profile["full_pass_status"] == "complete"  # there is a first memory
+        # Taken up again, it pays only for what was not answered.
+        server.behave(batch_seconds=0.0)
+        assert await db.fetchval("select fullpass.retry($1)", job)
+        tally = await work_once(database_url, server.url, **BATCH)
+        assert tally.completed == [job]
+        assert await all_planted(db, user, export)
+        assert not server.record.paid_again()
+
+
+async def test_a_result_that_arrives_for_a_forgotten_person_leaves_its_cost_and_nothing_else(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=8, filler_words=60)
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(batch_done_when_cancelled=1.0)
+        path = export.write(tmp_path / "c.json")
+        _, user = await waiting_job(db, database_url, server, path)
+        keys = {r["call_key"] for r in await db.fetch("select call_key from fullpass.batch_items")}
+        forgotten = json.loads(await db.fetchval("select fullpass.forget($1)", user))
+        assert forgotten["batch_requests_blinded"] == len(keys)
+        left = {r["call_key"] for r in await db.fetch("select call_key from fullpass.batch_items")}
+        assert not left & keys
+        await tend(db, database_url, server)
+        assert await noted(db, server)
+        content = await db.fetchval(
+            "select count(*) from fullpass.llm_calls "
+            "where call_key is not null or response is not null or request_id is not null"
+        )
+        assert content == 0
+        assert await db.fetchval("select count(*) from fullpass.llm_calls where batch") == len(keys)
+        assert await db.fetchval("select count(*) from fullpass.batch_items") == 0
+        # Looked at again it is not noted again.
+        await tend(db, database_url, server)
+        assert await noted(db, server)
+
+
+async def test_a_server_without_batches_is_read_in_real_time(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=8, filler_words=60)
+    user = uuid.uuid4()
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(batches_endpoint=False)
+        tally = await work_once(database_url, server.url, **BATCH)
+        assert tally.completed == [job]
+        assert await all_planted(db, user, export)
+        assert not server.record.paid_again()
+
+
+async def test_a_limit_on_cost_holds_before_a_batch_is_made(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=12, filler_words=60)
+    user = uuid.uuid4()
+    # With a MEMORY already, nothing is read at once: batches alone meet the limit.
+    await db.execute(
+        "insert into fullpass.memories (job_id, user_id, writer, memory_md, facts) "
+        "values (gen_random_uuid(), $1, 'llm', '', 0)",
+        user,
+    )
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        tally = await work_once(database_url, server.url, max_cost_usd_per_job=0.0004, **BATCH)
+        assert "MAX_COST_USD_PER_JOB" in tally.failed[job]
+        assert not server.batches.made
+        assert not server.record.calls
+        # Parts go as far as the money reaches at their estimated cost, the rest when it is known.
+        limit = 0.004
+        await db.fetchval("select fullpass.retry($1)", job)
+        tally = await work_once(database_url, server.url, max_cost_usd_per_job=limit, **BATCH)
+        sizes = [len(batch.requests) for batch in server.batches.made.values()]
+        assert len(sizes) > 1
+        assert sum(sizes) == 12
+        assert await db.fetchval("select max(estimated_usd) from fullpass.batches") <= limit
+        assert paid(server) <= Decimal(str(limit))
+        await db.fetchval("select fullpass.retry($1)", job)
+        tally = await work_once(database_url, server.url, **BATCH)
+        assert tally.completed == [job]
+        assert await all_planted(db, user, export)
+        assert not server.record.paid_again()
+        assert await noted(db, server)
+
+
+async def test_neither_another_mode_nor_another_job_asks_what_is_out(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=8, filler_words=60)
+    with AnthropicServer(truth=export.truth) as server:
+        path = export.write(tmp_path / "c.json")
+        job, user = await waiting_job(db, database_url, server, path)
+        asked = len(server.record.calls)
+        second = await insert_job(db, export.write(tmp_path / "again.json"), user)
+        realtime = {**ONE_LOOK, "extraction_mode": "realtime"}
+        await look_now(db, job)
+        tally = await work_once(database_url, server.url, **realtime)
+        assert set(tally.left) == {job, second}
+        assert len(server.record.calls) == asked
+        server.behave(batch_seconds=0.0)
+        await look_now(db, job)
+        await look_now(db, second)
+        tally = await work_once(
+            database_url, server.url, **{**BATCH, "extraction_mode": "realtime"}
+        )
+        assert sorted(tally.completed) == sorted([job, second])
+        assert await all_planted(db, user, export)
+        assert not server.record.paid_again()
+        assert len(server.batches.made) == 1
+
+
+async def test_a_late_creation_of_a_worker_that_lost_the_job_is_cancelled_and_its_cost_noted(
+    db: Any, database_url: str
+) -> None:
+    user, job = uuid.uuid4(), uuid.uuid4()
+    request = Request("extract", "1", "claude-haiku-5-5", "s", "t", {}, 100, 10.0)
+    with AnthropicServer() as server:
+        server.behave(strict_schemas=False, batch_done_when_cancelled=1.0, batch_seconds=3600.0)
+        async with batches_of_a_worker(database_url, server) as batches:
+            batch = await begun(batches.rows, user=user, job=job, keys={"k1": 1})
+            # Whoever took the job over found nothing listed and concluded that it was never made.
+            await batches.rows.close(batch, "never sent")
+            again = await begun(batches.rows, user=user, job=job, keys={"k1": 1})
+            await batches.send(batch, [("k1", request)])
+            (stray,) = server.batches.made.values()
+            assert stray.cancelled_at is not None
+            await batches.send(again, [("k1", request)])
+            assert len(server.batches.made) == 2
+        await tend(db, database_url, server)
+        assert await noted(db, server)
+
+
+async def begun(rows: BatchRows, *, user: uuid.UUID, job: uuid.UUID, keys: dict[str, int]) -> Batch:
+    draft = Draft(
+        job_id=job, user_id=user, source="chatgpt", provider="anthropic",
+        model="claude-haiku-5-5", purpose="extract", prompt_version="1",
+        estimated_usd=None,
+    )  # fmt: skip
+    async with rows._pool.acquire() as connection:
+        return await rows.begin(connection, draft, keys)  # type: ignore[arg-type]
+
+
+async def test_the_same_question_never_waits_in_two_batches(database_url: str) -> None:
+    pool = await open_pool(database_url)
+    try:
+        rows = BatchRows(pool)
+        user, job = uuid.uuid4(), uuid.uuid4()
+        first = await begun(rows, user=user, job=job, keys={"k": 1})
+        with pytest.raises(asyncpg.UniqueViolationError):
+            await begun(rows, user=user, job=job, keys={"k": 2})
+        assert await rows.waiting_elsewhere(["k", "other"]) == {"k"}
+        await rows.close(first, "collected")
+        await begun(rows, user=user, job=job, keys={"k": 2})
+    finally:
+        await pool.close()
+
+
+async def test_looks_grow_rarer_with_the_age_of_a_batch(database_url: str) -> None:
+    pool = await open_pool(database_url)
+    try:
+        rows = BatchRows(pool)
+        batches = Batches(BatchApi.__new__(BatchApi), rows, poll_seconds=30.0, read=lambda r: r)
+        batch = await begun(rows, user=uuid.uuid4(), job=uuid.uuid4(), keys={"k": 1})
+        pauses = []
+        for minutes in (0, 10, 30, 600):
+            await pool.execute(
+                "update fullpass.batches set created_at = now() - make_interval(mins => $1)",
+                minutes,
+            )
+            (aged,) = await rows.open_of(batch.user_id, "chatgpt")
+            pauses.append(round(batches.pause_seconds([aged])))
+        assert pauses == [30, 60, 180, 300]
+    finally:
+        await pool.close()
+
+
+def test_bedrock_and_offline_have_no_batches() -> None:
+    assert batch_api_of(provider_from(load_settings(llm_provider="offline"))) is None
+
+
+async def test_the_loopback_server_refuses_what_the_api_refuses(database_url: str) -> None:
+    import anthropic
+
+    body = {
+        "model": "claude-haiku-5-5",
+        "max_tokens": 10,
+        "messages": [{"role": "user", "content": "x"}],
+    }
+    with AnthropicServer() as server:
+        server.behave(batch_most_requests=2, batch_most_bytes=1_000)
+        async with anthropic.AsyncAnthropic(
+            api_key="test-key", base_url=server.url, max_retries=0
+        ) as client:
+            for requests, error in [
+                ([], anthropic.BadRequestError),
+                ([("a", body), ("a", body)], anthropic.BadRequestError),
+                ([("bad id", body)], anthropic.BadRequestError),
+                ([("a", body), ("b", body), ("c", body)], anthropic.BadRequestError),
+                ([("a", {**body, "system": "x" * 1_000})], anthropic.RequestTooLargeError),
+            ]:
+                with pytest.raises(error):
+                    await client.messages.batches.create(
+                        requests=[{"custom_id": i, "params": p} for i, p in requests]  # type: ignore[misc]
+                    )
+            made = await client.messages.batches.create(
+                requests=[{"custom_id": "a", "params": body}]  # type: ignore[typeddict-item]
+            )
+            listed = [b.id async for b in client.messages.batches.list()]
+            assert listed == [made.id]
