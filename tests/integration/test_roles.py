@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
@@ -11,7 +12,7 @@ import asyncpg
 import pytest
 
 from daemon import migrations
-from tests.support.cli import EXAMPLE, Cli, ask
+from tests.support.cli import EXAMPLE, ROOT, Cli, ask
 from tests.support.supabase import acting_as, login_in, look_of_supabase
 
 if TYPE_CHECKING:
@@ -266,3 +267,20 @@ async def test_a_login_that_may_not_create_roles_migrates_all_the_same(
         await db.execute(f"drop owned by {name} cascade")
         await db.execute(f"drop role {name}")
         await db.close()
+
+
+def test_the_sql_of_the_security_page_makes_logins_that_work(supabase_url: str) -> None:
+    page = (ROOT / "docs/security.md").read_text()
+    (block,) = re.findall(r"^```sql\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    mark = secrets.token_hex(3)
+    block = block.replace("role dashboard", f"role fp_test_d{mark}")
+    block = block.replace("role worker", f"role fp_test_w{mark}").replace("…", mark)
+    ask(supabase_url, f"do $$ begin {block} end $$")
+    at = supabase_url.rpartition("@")[2]
+    try:
+        ask(f"postgresql://fp_test_d{mark}:{mark}@{at}", "select * from fullpass.ops_overview")
+        ask(f"postgresql://fp_test_w{mark}:{mark}@{at}", "select fullpass.mend_queue()")
+        refused(f"postgresql://fp_test_d{mark}:{mark}@{at}", "select * from fullpass.facts")
+    finally:
+        for name in ("d", "w"):
+            ask(supabase_url, f"drop role fp_test_{name}{mark}")
