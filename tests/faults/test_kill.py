@@ -153,7 +153,9 @@ async def test_a_pass_killed_at_a_boundary_between_steps_ends_as_an_undisturbed_
         with worker_process(database_url, server.url, "--once") as worker:
             deadline = asyncio.get_running_loop().time() + 40
             while not await db.fetchval(
-                "select exists (select from pg_locks where locktype = 'advisory' and not granted)"
+                "select exists (select from pg_locks l join pg_database d on d.oid = l.database "
+                "where l.locktype = 'advisory' and not l.granted "
+                "and d.datname = current_database())"
             ):
                 assert asyncio.get_running_loop().time() < deadline, "the boundary was never met"
                 await asyncio.sleep(0.02)  # polled: the deadline above bounds it
