@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from daemon.errors import BadCall, Draining, Systemic, UselessReply, Wait
 from daemon.export.conversation import EVIDENCE_ROLES
 from daemon.fullpass.context import report_progress
-from daemon.fullpass.facts import one_line
+from daemon.fullpass.facts import objects, one_line
 from daemon.fullpass.memory import without_citations
 from daemon.fullpass.prompts import prompt
 from daemon.fullpass.reduce import numbered
@@ -180,11 +180,9 @@ async def _samples(work: Pass) -> str:
 
 def _read(reply: Reply) -> Sections:
     """Read all five sections of a reply, or raise UselessReply naming what is wrong."""
-    start = reply.text.find("{")
-    try:
-        given, _ = json.JSONDecoder(strict=False).raw_decode(reply.text, max(start, 0))
-    except (ValueError, RecursionError) as error:
-        raise UselessReply("the sections are no valid JSON") from error
+    given = next((v for v, _ in objects(reply.text) if SECTIONS.keys() & v.keys()), None)
+    if given is None:
+        raise UselessReply("the reply holds no whole JSON object with the sections")
     return {name: _section(name, given.get(name), keys) for name, keys in SECTIONS.items()}
 
 

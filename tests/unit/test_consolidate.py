@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from daemon.fullpass.alike import abroad, alike
 from daemon.fullpass.consolidate import worded
-from daemon.fullpass.judge import batched
+from daemon.fullpass.judge import _told, batched
 from daemon.fullpass.meaning import may_be_same, says_only
 from daemon.fullpass.sayings import Mention, Sayings
 from daemon.fullpass.supersede import Meaning, succeed
@@ -396,3 +396,16 @@ def test_any_text_can_be_read(one: str, other: str) -> None:
     assert read(one).key == a.key
     may_be_same(a, b)
     says_only(a, [b])
+
+
+def test_two_sisters_answer_for_themselves_whatever_their_slot() -> None:
+    diet = "sister's diet"
+    both = ("Sister Ipek is vegan", 0, diet), ("Sister Ilke is a vegetarian", 9, diet)
+    assert current(*both) == [0, 1]
+    assert current(both[0], ("Sister Ipek is a vegetarian", 9, diet)) == [1]
+
+
+@pytest.mark.parametrize("relation", [[], {}, None, 3, ["same"], "identical"])
+def test_an_answer_of_any_shape_about_a_pair_is_passed_over(relation: object) -> None:
+    assert _told({"pair": 1, "relation": relation}) is None
+    assert _told({"pair": relation, "relation": "same"}) in {None, (3, "same")}
