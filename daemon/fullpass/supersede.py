@@ -148,7 +148,7 @@ def _later(older: Saying, newer: Saying) -> bool:
         return older.newest[1] < newer.newest[1]
     if older.newest[0] < newer.newest[0]:
         return True
-    return newer.newest[0] > -inf and 0 < older.valid_from < newer.valid_from
+    return older.newest[0] == newer.newest[0] > -inf and 0 < older.valid_from < newer.valid_from
 
 
 def _questions(
