@@ -53,6 +53,7 @@ SECTIONS: dict[str, dict[str, type]] = {
 }  # fmt: skip
 """The keys of each section, as the app reads them (CONTRACT, user_profiles)."""
 
+_TRIES = 2
 _SAMPLES = 200
 _SAMPLE_CHARACTERS = 300
 _LONGEST_TEXT = 1000
@@ -118,6 +119,7 @@ async def regenerate(work: Pass, reduced: Reduced, memory_md: str) -> SectionsOu
         max_tokens=8_192,
         timeout_seconds=work.settings.sections_timeout_seconds,
         facts=numbered(reduced.items),
+        tries=_TRIES,
     )
     try:
         answer = await work.caller.ask(work.scope, request, _read)
@@ -127,7 +129,7 @@ async def regenerate(work: Pass, reduced: Reduced, memory_md: str) -> SectionsOu
     except Wait as error:
         if isinstance(error, Draining | Systemic):
             raise
-        # Tried for as long as a call is: MEMORY is there, so the pass does not wait for these.
+        # MEMORY is there, so the pass does not wait for these.
         _log.warning("sections.kept", error=str(error))
         return SectionsOutcome(saved=False, detail=str(error))
     await _save(work, answer.value, memory_md)
