@@ -211,7 +211,7 @@ class Worker:
             memory_limit_from=self._gauge.source, llm_limit=self._limiter.limit,
         )  # fmt: skip
         try:
-            await self._serve(serving, once=once)
+            await self._shutdown.cut_short(self._serve(serving, once=once))
             await self._drain()
         finally:
             for task in beside:
@@ -396,7 +396,8 @@ class Worker:
             lease.drain()
         if not tasks:
             return
-        _, late = await asyncio.wait(tasks, timeout=self._settings.shutdown_grace_seconds)
+        grace_seconds = self._settings.shutdown_grace_seconds - self._shutdown.asked_seconds_ago
+        _, late = await asyncio.wait(tasks, timeout=max(0.0, grace_seconds))
         for task in late:
             task.cancel()
         if late:
