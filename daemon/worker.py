@@ -145,7 +145,7 @@ class Worker:
                     await self._serve_with(pool, accepted, once=once)
             finally:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(pool.close(), timeout=2.0)
+                    await asyncio.wait_for(pool.close(), timeout=1.0)
                 pool.terminate()
         finally:
             self._shutdown.close()
@@ -212,13 +212,12 @@ class Worker:
         )  # fmt: skip
         try:
             await self._shutdown.cut_short(self._serve(serving, once=once))
-            await self._drain()
         finally:
+            await self._drain()
             for task in beside:
                 task.cancel()
-            await sharing.close()
-            await asyncio.to_thread(heartbeat.stop)
-            await serving.wakeup.close()
+            closing = sharing.close(), asyncio.to_thread(heartbeat.stop), serving.wakeup.close()
+            await asyncio.wait([asyncio.ensure_future(c) for c in closing], timeout=1.0)
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T | None:
         """Call until the database is there, however long it takes; None when drained first."""
@@ -313,7 +312,7 @@ class Worker:
         # An idle worker's memory stands still: what the last beat read will do, and is quicker.
         if self._running and time.monotonic() >= self._gauge_read_at + _REREAD_SECONDS:
             self._read_gauge()
-        # One job runs in whatever memory there is; more need room.
+        # One job runs in whatever memory there is.
         least = 0 if self._running else 1
         return min(places, max(least, self._gauge.available_bytes // _ROOM_FOR_A_JOB_BYTES))
 
@@ -390,7 +389,7 @@ class Worker:
         wakeup.wake()
 
     async def _drain(self) -> None:
-        """Let running jobs come to their next stop, at most for the grace period."""
+        """Let running jobs come to their next stop, at most for the grace."""
         tasks = set(self._running)
         for lease in self._running.values():
             lease.drain()

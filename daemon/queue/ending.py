@@ -166,7 +166,7 @@ class Endings:
             )
         if outcome == "failed":
             self._tally.failed[work.job.id] = str(error)
-        else:
+        elif outcome == "released":
             self._tally.left[work.job.id] = masked(str(error))
         _log.info(f"job.{outcome}", step=work.step, reason=str(error))
 
@@ -176,10 +176,10 @@ class Endings:
         outcome = await jobs.fail(
             self._pool, work.job, error=said, retry=not isinstance(error, GiveUp)
         )
+        self._tally.left.pop(work.job.id, None)
         if outcome == "retry":
             self._tally.left[work.job.id] = said
-        else:
-            self._tally.left.pop(work.job.id, None)
+        elif outcome == "failed":
             self._tally.failed[work.job.id] = said
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from daemon.logs import get_logger
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
 _log = get_logger()
 _LATE_SECONDS = 2.0
+_CANCEL_SECONDS = 0.5
 
 
 class Shutdown:
@@ -71,8 +71,10 @@ class Shutdown:
         finally:
             asked.cancel()
             working.cancel()
-        with suppress(asyncio.CancelledError):
-            await working
+        # A link that hangs can hold up even a cancellation; it ends when the pool does.
+        await asyncio.wait({working}, timeout=_CANCEL_SECONDS)
+        if working.done() and not working.cancelled():
+            working.result()
 
     def _received(self, number: int, _frame: FrameType | None) -> None:
         if self._told or self._loop is None:

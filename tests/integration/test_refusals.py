@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from daemon.database import connect, open_pool
-from daemon.errors import OutOfReach
+from daemon.errors import OutOfReach, Wait
 from daemon.queue import jobs
 from daemon.queue.ending import Endings, Tally
 from daemon.queue.lease import Lease
@@ -160,6 +160,18 @@ async def test_an_error_whose_text_postgres_refuses_ends_the_attempt_all_the_sam
     row = await row_of(pool, work.job.id)
     assert (row["status"], row["attempts"]) == ("pending", 1)
     assert "unexpected ValueError: a" in row["error_message"]
+
+
+async def test_an_attempt_that_ends_badly_after_a_cancellation_counts_as_cancelled(
+    pool: Pool,
+) -> None:
+    for error in (ValueError("late"), Wait("late")):
+        job_id = await inserted(pool)
+        work, endings, tally = await attempt(pool)
+        assert await pool.fetchval("select fullpass.cancel($1)", job_id)
+        await endings.raised(work, error)
+        assert (await row_of(pool, job_id))["status"] == "cancelled"
+        assert (tally.failed, tally.left) == ({}, {})
 
 
 async def test_an_ending_waits_for_no_pool_that_is_closed(database_url: str) -> None:
