@@ -39,6 +39,7 @@ from daemon.llm.providers import provider_from
 from daemon.llm.sharing import Sharing, account_of
 from daemon.logs import bind_job, get_logger, masked
 from daemon.memory_gauge import Gauge, allowed_calls, peak_rss_bytes, read_gauge
+from daemon.ops.doctor import at_start
 from daemon.queue import jobs
 from daemon.queue.backoff import Backoff
 from daemon.queue.ending import Endings, Tally
@@ -145,7 +146,8 @@ class Worker:
                     await self._serve_with(pool, accepted, once=once)
             finally:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(pool.close(), timeout=1.0)
+                    async with asyncio.timeout(1):
+                        await pool.close()
                 pool.terminate()
         finally:
             self._shutdown.close()
@@ -204,6 +206,7 @@ class Worker:
         beside = [asyncio.create_task(self._wake_on_drain(serving.wakeup))]
         if serving.batches is not None:
             beside.append(asyncio.create_task(serving.batches.keep_tending()))
+        beside.append(asyncio.create_task(at_start(None if once else pool, settings)))
         heartbeat.start()
         _log.info(
             "worker.started", worker_id=self.worker_id, version=__version__,
@@ -229,7 +232,8 @@ class Worker:
                 pause = backoff.next_seconds()
                 _log.warning("worker.waiting", waits_for=str(error), seconds=round(pause, 1))
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._draining.wait(), timeout=pause)
+                    async with asyncio.timeout(pause):
+                        await self._draining.wait()
         return None
 
     async def _serve(self, serving: _Serving, *, once: bool) -> None:
@@ -312,7 +316,7 @@ class Worker:
         # An idle worker's memory stands still: what the last beat read will do, and is quicker.
         if self._running and time.monotonic() >= self._gauge_read_at + _REREAD_SECONDS:
             self._read_gauge()
-        # One job runs in whatever memory there is.
+        # One job runs in any memory; more need room.
         least = 0 if self._running else 1
         return min(places, max(least, self._gauge.available_bytes // _ROOM_FOR_A_JOB_BYTES))
 
@@ -393,14 +397,8 @@ class Worker:
         tasks = set(self._running)
         for lease in self._running.values():
             lease.drain()
-        if not tasks:
-            return
-        grace_seconds = self._settings.shutdown_grace_seconds - self._shutdown.asked_seconds_ago
-        _, late = await asyncio.wait(tasks, timeout=max(0.0, grace_seconds))
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=2.0)
+        if tasks:
+            await self._shutdown.see_off(tasks, self._settings.shutdown_grace_seconds)
 
     # -- vitals ----------------------------------------------------------------------------------
 

@@ -325,3 +325,52 @@ def health() -> int:
     from daemon.cli.health import check_health
 
     return check_health()
+
+
+@fullpass.command(
+    epilog="""
+\b
+Examples:
+  fullpass doctor
+  fullpass doctor --json | jq '.checks[] | select(.state == "mend")'
+""",
+)
+@_json("the findings")
+def doctor(*, as_json: bool) -> int:
+    """Check database, rights, Storage, model, memory and clock; each line ok or what to do.
+
+    Changes nothing and pays for nothing. Exit 1 when something must be mended before a worker can
+    do its work.
+    """
+    from daemon.cli.doctor import see_doctor
+
+    return see_doctor(as_json=as_json)
+
+
+@fullpass.command(epilog="\b\nExamples:\n  fullpass prune\n  fullpass prune --json")
+@_json("the counts")
+def prune(*, as_json: bool) -> int:
+    """Drop what is older than PIPELINE_RETENTION_DAYS: timelines, texts of model replies.
+
+    Workers do the same by themselves, a little every hour. Facts, MEMORY and cost totals stay until
+    `fullpass forget`.
+    """
+    from daemon.cli.prune import prune_database
+
+    return prune_database(as_json=as_json)
+
+
+@fullpass.command(
+    epilog="\b\nExamples:\n  fullpass backfill --limit 100\n  fullpass backfill --json"
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Queue at most this many. Default: all.")
+@_json("what was queued")
+def backfill(limit: int | None, *, as_json: bool) -> int:
+    """Queue again, at low priority, people whose chunks were cut by an older algorithm.
+
+    Each is queued once for a version of the algorithm, with the newest export that was read of each
+    source. What did not change is not paid for again.
+    """
+    from daemon.cli.backfill import backfill_people
+
+    return backfill_people(limit=limit, as_json=as_json)

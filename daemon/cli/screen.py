@@ -19,7 +19,7 @@ Account = dict[str, Any]
 _BAR_CELLS = 20
 _LABEL_CELLS = 10
 _EVENT_CELLS = 16
-_SILENT_SECONDS = 60.0
+_LISTED = 5
 _STYLES = {
     "pending": "yellow", "processing": "cyan", "complete": "green", "failed": "red",
     "cancelled": "magenta",
@@ -27,20 +27,24 @@ _STYLES = {
 
 
 def overview_screen(console: Console, account: Account) -> None:
-    """Show whether it works, on what, what went wrong and what it cost."""
+    """Show whether it works, on what, what is stuck, what went wrong and what it cost."""
     queue, day = account["queue"], account["last_24_hours"]
+    mark, style = ("OK", "green") if account["healthy"] else ("LOOK", "bold red")
+    aligned(console, f"{mark:<6}", account["verdict"], style=style)
     _heading(console, "Queue")
-    line = f"  {queue['processing']} running · {queue['due']} due · {queue['later']} later"
+    line = f"{queue['processing']} running · {queue['due']} due · {queue['later']} later"
     if queue["oldest_due_seconds"] is not None:
-        line += f" · the oldest has been due for {_span(queue['oldest_due_seconds'])}"
-    console.print(line, markup=False)
+        line += f" · oldest due for {_span(queue['oldest_due_seconds'])}"
+    aligned(console, "  ", line)
     for job in account["waiting"]:
-        console.print(f"  waiting  {job['id']}", markup=False)
-        console.print(f"           {job['waiting_for']}", markup=False)
+        aligned(console, "  waiting  ", f"{job['id']}")
+        aligned(console, "           ", job["waiting_for"])
     if account["running"]:
         _heading(console, "Running")
         for job in account["running"]:
             _running(console, job)
+    if account["stuck"]:
+        _stuck(console, account["stuck"], queue["stuck"])
     _heading(console, "Workers")
     for worker in account["workers"]:
         _worker(console, worker)
@@ -50,14 +54,12 @@ def overview_screen(console: Console, account: Account) -> None:
     spend = f"${day['cost_usd']:.4f} for {day['calls']:,} calls"
     if day["calls_of_unknown_price"]:
         spend += f" ({day['calls_of_unknown_price']:,} of unknown price not included)"
-    console.print(
-        f"  {day['complete']:,} complete · {day['failed']:,} failed · "
-        f"{day['cancelled']:,} cancelled · {spend}",
-        markup=False,
-    )
-    for job in day["failures"]:
-        console.print(f"  [red]failed[/]   {job['id']}  {_clock(job['completed_at'])}")
-        console.print(f"           {job['error'] or 'no reason noted'}", markup=False)
+    ended = f"{day['complete']:,} complete · {day['failed']:,} failed"
+    aligned(console, "  ", f"{ended} · {day['cancelled']:,} cancelled")
+    aligned(console, "  ", f"{spend} · ${day['cost_usd_30_days']:.2f} in 30 days")
+    for job in day["failures"][:_LISTED]:
+        aligned(console, "  failed   ", f"{job['id']}  {_clock(job['completed_at'])}", style="red")
+        aligned(console, "           ", job["error"] or "no reason noted")
 
 
 def job_screen(console: Console, job: Account) -> None:
@@ -68,11 +70,13 @@ def job_screen(console: Console, job: Account) -> None:
         f"  {_bar(job['progress'])} {job['progress']:>3}%  {job['step'] or 'not begun'}",
         markup=False,
     )
+    if job["seconds_left"]:
+        aligned(console, " " * (_BAR_CELLS + 9), f"about {_span(job['seconds_left'])} left to read")
     console.print()
-    _aligned(console, "", job["why"])
+    aligned(console, "", job["why"])
     console.print()
     for label, value in _facts_of_job(job):
-        _aligned(console, f"{label:<{_LABEL_CELLS}}", value)
+        aligned(console, f"{label:<{_LABEL_CELLS}}", value)
     _timeline(console, job["events"])
 
 
@@ -98,13 +102,13 @@ def facts_screen(console: Console, account: Account) -> None:
 def _fact(console: Console, fact: Account, by_id: dict[str, Account]) -> None:
     seen = f"{_day(fact['observed_at'])}, {fact['source']}, {fact['confidence']} confidence"
     superseded = fact["superseded_by"] is not None
-    _aligned(console, "x " if superseded else "- ", f"{fact['statement']} ({seen})")
+    aligned(console, "x " if superseded else "- ", f"{fact['statement']} ({seen})")
     newer = by_id.get(fact["superseded_by"] or "")
     if newer is not None:
-        _aligned(console, "    superseded by: ", newer["statement"], style="dim")
+        aligned(console, "    superseded by: ", newer["statement"], style="dim")
     for evidence in fact["evidence"] or []:
         quote = " ".join(str(evidence.get("quote", "")).split())
-        _aligned(console, "    ", f"“{quote}”")
+        aligned(console, "    ", f"“{quote}”")
         for name in ("conversation", "message"):
             place = evidence.get(f"{name}_id")
             console.print(f"      {name} {place}", style="dim", markup=False, soft_wrap=True)
@@ -170,7 +174,7 @@ def _timeline(console: Console, events: list[Account]) -> None:
         if event["event"] == "claimed":
             told = f"attempt {event['attempt']} by {event['worker_id']}"
         what = f"  {_clock(event['at'])}  {event['event']:<{_EVENT_CELLS}}  "
-        _aligned(console, what, " ".join(filter(None, (step, told))))
+        aligned(console, what, " ".join(filter(None, (step, told))))
 
 
 def _without_vain_looks(events: list[Account]) -> list[Account]:
@@ -190,7 +194,7 @@ def _without_vain_looks(events: list[Account]) -> list[Account]:
     return kept
 
 
-def _aligned(console: Console, left: str, text: str, *, style: str = "") -> None:
+def aligned(console: Console, left: str, text: str, *, style: str = "") -> None:
     """Print text beside what stands left of it, its further lines below its first."""
     room = max(20, console.width - len(left))
     for line in textwrap.wrap(text, room, break_on_hyphens=False) or [""]:
@@ -199,36 +203,51 @@ def _aligned(console: Console, left: str, text: str, *, style: str = "") -> None
 
 
 def _running(console: Console, job: Account) -> None:
-    name = (job["storage_path"] or "no path").rsplit("/", 1)[-1]
-    console.print(f"  {_bar(job['progress'])} {job['progress']:>3}%  {job['id']}", markup=False)
-    told = (
-        f"{job['step'] or 'starting'} · {name} · {_span(job['seconds'])} · ${job['cost_usd']:.4f}"
-    )
-    console.print(f"  {'':<{_BAR_CELLS}}       {told}", markup=False)
-    if job["lease_expired"]:
-        console.print(
-            f"  {'':<{_BAR_CELLS}}       [red]{escape(job['worker_id'] or 'no worker')} is lost; "
-            "the next claim takes it up[/]"
-        )
+    aligned(console, f"  {_bar(job['progress'])} {job['progress']:>3}%  ", job["job_id"])
+    told = [job["step"] or "starting"]
+    to_read = job["chunks_read"] + job["chunks_unread"]
+    if job["step"] == "extract_facts" and to_read:
+        told.append(f"{job['chunks_read']:,} of {to_read:,} chunks")
+    told.append(f"for {_span(job['age_seconds'])}")
+    if job["seconds_left"]:
+        told.append(f"about {_span(job['seconds_left'])} left to read")
+    told.append(f"${job['cost_usd']:.4f}")
+    aligned(console, f"  {'':<{_BAR_CELLS}}        ", " · ".join(told))
+    if job["lease_left_seconds"] is not None and job["lease_left_seconds"] < 0:
+        lost = f"{job['worker_id'] or 'its worker'} is lost; the next claim takes it up"
+        aligned(console, f"  {'':<{_BAR_CELLS}}        ", lost, style="red")
+
+
+def _stuck(console: Console, jobs: list[Account], of_all: int) -> None:
+    """Show the longest of each kind: what helps one helps its like."""
+    _heading(console, f"Stuck ({of_all})")
+    kinds = {(job["reason"], job["remedy"]): job for job in reversed(jobs)}
+    for (reason, remedy), job in list(reversed(kinds.items()))[:_LISTED]:
+        alike = sum(j["reason"] == reason for j in jobs) - 1
+        more = f", and {alike} more" if alike else ""
+        aligned(console, "  ", f"{job['job_id']}  for {_span(job['seconds'])}{more}")
+        aligned(console, "    ", f"{reason}; {remedy}")
 
 
 def _worker(console: Console, worker: Account) -> None:
-    silent = worker["beat_seconds"] > _SILENT_SECONDS
     memory = "memory not known"
     if worker["rss_bytes"] is not None:
         memory = f"{worker['rss_bytes'] >> 20} MB"
         if worker["memory_limit_bytes"]:
             memory += f" of {worker['memory_limit_bytes'] >> 20}"
-    beat = _span(worker["beat_seconds"])
+    beat = _span(worker["beat_age_seconds"])
     calls = f"calls {worker['llm_in_flight'] or 0} of {worker['llm_limit'] or 0}"
     if worker["llm_held_by"] in {"memory", "rate"}:
         calls += f", held by {worker['llm_held_by']}"
-    life = f"silent for {beat}" if silent else f"beat {beat} ago"
-    told = f"{worker['jobs']} jobs · {memory} · {calls} · {life}"
-    console.print(f"  {worker['worker_id']}  ({worker['version']})", markup=False)
-    console.print(f"    {told}", markup=False)
+    told = [
+        f"{worker['jobs']} jobs", memory, calls,
+        f"{worker['calls_per_minute']} a minute",
+        f"beat {beat} ago" if worker["alive"] else f"silent for {beat}",
+    ]  # fmt: skip
+    aligned(console, "  ", f"{worker['worker_id']}  ({worker['version']})")
+    aligned(console, "    ", " · ".join(told), style="" if worker["alive"] else "red")
     if worker["waiting_for"]:
-        console.print(f"    [yellow]paused: {escape(worker['waiting_for'])}[/]")
+        aligned(console, "    ", f"paused: {worker['waiting_for']}", style="yellow")
 
 
 def _heading(console: Console, text: str) -> None:

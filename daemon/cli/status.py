@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import UUID
 
 import click
@@ -16,7 +16,8 @@ from daemon.cli.results import results_of
 from daemon.cli.results import write_page as results_page
 from daemon.cli.screen import facts_screen, job_screen, overview_screen
 from daemon.cli.target import connection_to, known_database, settings_and_logs
-from daemon.errors import GiveUp, UsageError
+from daemon.errors import GiveUp, OutOfReach, UsageError
+from daemon.logs import masked
 from daemon.ops.overview import overview
 from daemon.ops.status import facts_of, job_account, newest_job
 
@@ -71,19 +72,40 @@ async def _show(
     url: str, *, job: UUID | None, user: UUID | None, facts: bool, watch: bool, as_json: bool
 ) -> None:
     console = Console(highlight=False)
+    if watch:
+        await _keep_showing(console, url, job=job, user=user, facts=facts)
     async with connection_to(url) as connection:
-        while True:
-            started = time.monotonic()
-            account = await _account(connection, job=job, user=user, facts=facts)
-            if as_json:
-                click.echo(json.dumps(account, ensure_ascii=False))
-                return
-            if watch:
-                console.clear()
-            _print(console, account)
-            if not watch:
-                return
-            await asyncio.sleep(max(0.1, _WATCH_SECONDS - (time.monotonic() - started)))
+        account = await _account(connection, job=job, user=user, facts=facts)
+    if as_json:
+        click.echo(json.dumps(account, ensure_ascii=False))
+    else:
+        _print(console, account)
+
+
+async def _keep_showing(
+    console: Console, url: str, *, job: UUID | None, user: UUID | None, facts: bool
+) -> NoReturn:
+    """Show it again and again; a database that is away is shown as that, until it is back."""
+    while True:
+        try:
+            async with connection_to(url) as connection:
+                while True:
+                    started = time.monotonic()
+                    account = await _account(connection, job=job, user=user, facts=facts)
+                    with console.capture() as screen:
+                        _print(console, account)
+                    _redraw(console, screen.get())
+                    await asyncio.sleep(max(0.1, _WATCH_SECONDS + started - time.monotonic()))
+        except OutOfReach as error:
+            _redraw(console, f"The database does not answer: {masked(str(error))}\n")
+            await asyncio.sleep(_WATCH_SECONDS)
+
+
+def _redraw(console: Console, text: str) -> None:
+    """Replace what the terminal shows; elsewhere one screen follows the other."""
+    console.clear()
+    at = f"{datetime.now(UTC):%H:%M:%S} UTC, again every {_WATCH_SECONDS:g} s until Ctrl-C"
+    console.out(f"{at}\n\n{text}", highlight=False)
 
 
 async def _account(

@@ -120,8 +120,13 @@ async def report_progress(
     share: float = 0.0,
     conversations: int | None = None,
     messages: int | None = None,
+    advanced: bool = False,
 ) -> None:
-    """Write where the pass stands, inside a fenced transaction; `share` is the step's own 0–1."""
+    """Write where the pass stands, inside a fenced transaction; `share` is the step's own 0–1.
+
+    `advanced` says that something new was saved with it, which an attempt after this one need not
+    do again: it clears the job of earlier deaths and waits.
+    """
     step = work.step
     if work.early:
         step, share = "extract_facts", 0.0
@@ -129,11 +134,12 @@ async def report_progress(
     later = [p for p in STARTS.values() if p > start]
     end = min(later) if later else 99
     await connection.execute(
-        "select fullpass.progress($1, $2, $3, $4, $5, $6)",
+        "select fullpass.progress($1, $2, $3, $4, $5, $6, $7)",
         work.job.id,
         step,
         int(start + (end - start) * min(1.0, max(0.0, share))),
         EARLY_STAGE if work.early else STAGES[step],
         conversations,
         messages,
+        advanced,
     )

@@ -80,7 +80,7 @@ async def read_window(work: Pass, window_id: int, share: float) -> int:
         await _save_facts(work, connection, window, facts)
         if not parts:
             await _save_outcomes(work, connection, window, facts, outcome=outcome, trouble=trouble)
-        await report_progress(work, connection, share=share)
+        await report_progress(work, connection, share=share, advanced=True)
     if trouble is not None:
         _log.warning("window.troubled", window=window.id, outcome=outcome, split=len(parts),
                      trouble=trouble)  # fmt: skip

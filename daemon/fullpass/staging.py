@@ -85,7 +85,7 @@ class Staging:
             async with self._work.lease.fenced() as connection:
                 await self._remember(connection, [] if self._skipping else batch.parts)
                 await self._met(connection, batch.parts)
-                await _report(self._work, connection, batch)
+                await _report(self._work, connection, batch, advanced=not self._skipping)
 
     async def _save_whole(self, batch: Batch) -> None:
         work = self._work
@@ -97,7 +97,7 @@ class Staging:
                 await connection.execute("select fullpass.map_staged($1, null)", work.job.id)
             await self._remember(connection, fresh)
             await self._met(connection, batch.parts)
-            await _report(work, connection, batch)
+            await _report(work, connection, batch, advanced=bool(fresh))
 
     async def _stage(self, connection: Connection, parts: list[Part]) -> None:
         """Copy rows and find out which of them are stored already."""
@@ -238,10 +238,12 @@ class Staging:
         )  # fmt: skip
 
 
-async def _report(work: Pass, connection: Connection, batch: Batch) -> None:
+async def _report(
+    work: Pass, connection: Connection, batch: Batch, *, advanced: bool = False
+) -> None:
     await report_progress(
         work, connection, share=batch.share, conversations=batch.conversations,
-        messages=batch.messages,
+        messages=batch.messages, advanced=advanced,
     )  # fmt: skip
 
 

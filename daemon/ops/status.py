@@ -144,6 +144,9 @@ async def job_account(connection: Connection, job_id: UUID) -> dict[str, Any] | 
         outcomes = await _outcomes(connection, user, source)
         facts = await _facts(connection, user, source)
         cost = await cost_of(connection, job_id)
+        seconds_left = await connection.fetchval(
+            "select seconds_left from fullpass.ops_running where job_id = $1", job_id
+        )
         events = await connection.fetch(
             """
             select at, event, step, attempt, lease_epoch, worker_id, data::text as data
@@ -168,6 +171,7 @@ async def job_account(connection: Connection, job_id: UUID) -> dict[str, Any] | 
             "read": read,
             "share": round(read / chunks, 4) if chunks else None,
         },
+        "seconds_left": seconds_left,
         "outcomes": outcomes,
         "facts": facts,
         "cost": cost,

@@ -163,7 +163,8 @@ class Heartbeat:
                 _log.warning("beat.failed", error=str(error), failures=backoff.failures)
             pause = min(max(0.0, next_beat - clock()), _TICK_SECONDS)
             try:
-                await asyncio.wait_for(self._woken.wait(), timeout=pause)
+                async with asyncio.timeout(pause):
+                    await self._woken.wait()
             except TimeoutError:
                 continue
 

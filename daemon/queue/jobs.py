@@ -182,15 +182,15 @@ async def enqueue(
 
 
 async def seconds_to_next(pool: Pool) -> float | None:
-    """Return when the next job is due or a lease runs out; None when there is neither."""
+    """Return when the next job may be claimed, pending or left by a dead worker; None: never."""
     with database_errors():
         seconds: float | None = await pool.fetchval(
             """
-            select extract(epoch from min(
-                case status when 'pending' then run_at else lease_expires_at end
+            select extract(epoch from least(
+                (select min(run_at) from public.processing_jobs where status = 'pending'),
+                (select min(lease_expires_at) from public.processing_jobs
+                 where status = 'processing' and lease_epoch > 0)
             ) - clock_timestamp())::float8
-            from public.processing_jobs
-            where status = 'pending' or (status = 'processing' and lease_epoch > 0)
             """
         )
     return seconds

@@ -52,10 +52,14 @@ class Shutdown:
             signal.signal(number, handler)
         self._before.clear()
 
-    @property
-    def asked_seconds_ago(self) -> float:
-        """How much of the grace is used up; 0 when nobody asked."""
-        return clock() - self._asked_at if self._told else 0.0
+    async def see_off(self, tasks: set[asyncio.Task[None]], grace_seconds: float) -> None:
+        """Let tasks end within what is left of the grace, then cancel those that have not."""
+        used_seconds = clock() - self._asked_at if self._told else 0.0
+        _, late = await asyncio.wait(tasks, timeout=max(0.0, grace_seconds - used_seconds))
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=_LATE_SECONDS)
 
     async def cut_short(self, work: Coroutine[Any, Any, None]) -> None:
         """Do `work`, which ends by itself when asked to, unless something holds it up then.

@@ -69,15 +69,16 @@ class Wakeup:
             self._listening = asyncio.create_task(self._keep_listening(self._listen_url))
         pause = seconds if seconds is not None else self._poll_seconds * random.uniform(0.75, 1.0)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._event.wait(), timeout=pause)
+            async with asyncio.timeout(pause):
+                await self._event.wait()
         self._event.clear()
 
     async def close(self) -> None:
         """Drop the listening connection."""
-        if self._listening is not None:
+        while self._listening is not None and not self._listening.done():
+            # Told until it obeys: a wait that ends at this very moment may swallow a cancellation.
             self._listening.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._listening
+            await asyncio.wait({self._listening}, timeout=0.2)
         self._drop()
 
     def _drop(self) -> None:
@@ -102,9 +103,8 @@ class Wakeup:
                 while await self._echoed():
                     backoff.reset()
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(
-                            self._broken.wait(), self._echo_seconds * random.uniform(0.8, 1.2)
-                        )
+                        async with asyncio.timeout(self._echo_seconds * random.uniform(0.8, 1.2)):
+                            await self._broken.wait()
                 _log.warning("listen.deaf")
             except FullpassError as error:
                 _log.warning("listen.failed", error=str(error))
@@ -129,5 +129,6 @@ class Wakeup:
         with database_errors():
             await self._pool.execute("select pg_notify($1, '')", self._echo_channel)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._heard.wait(), timeout=_ECHO_TIMEOUT_SECONDS)
+            async with asyncio.timeout(_ECHO_TIMEOUT_SECONDS):
+                await self._heard.wait()
         return self._heard.is_set()

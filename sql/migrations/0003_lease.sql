@@ -62,6 +62,7 @@ create index if not exists processing_jobs_running
 
 alter table fullpass.passes
     add column if not exists lease_epoch bigint,    -- the last one given, whatever the row says
+    add column if not exists advanced_at timestamptz,  -- something new was saved: see fullpass.progress
     add column if not exists alone boolean not null default false,  -- its next attempt runs alone
     add column if not exists death_worker text,     -- who held the job at its last death
     add column if not exists death_epoch bigint,
@@ -144,7 +145,8 @@ language sql security definer set search_path = pg_catalog, pg_temp as $$
     where user_id = p_user and status = 'pending'
     order by coalesce(priority, 0) desc limit 1
 $$;
-create or replace function fullpass.queue_stopped() returns trigger language plpgsql as $$
+create or replace function fullpass.queue_stopped() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
     perform fullpass.next_turn(old.user_id);
     return null;
@@ -154,7 +156,8 @@ create or replace trigger processing_jobs_queue_stopped
     after update of status on public.processing_jobs
     for each row when (old.status = 'processing' and new.status <> 'processing')
     execute function fullpass.queue_stopped();
-create or replace function fullpass.queue_deleted() returns trigger language plpgsql as $$
+create or replace function fullpass.queue_deleted() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
     perform fullpass.next_turn(u.user_id)
     from (select distinct user_id from gone where status = 'processing') as u;
@@ -377,7 +380,7 @@ begin
                                 + make_interval(secs => v_worker.lease_seconds / 2)
                                 > v.lease_expires_at, false);
             v_since := coalesce(v_pass.last_death_at, v_pass.claimed_at, v.started_at);
-            v_progressed := coalesce(v_pass.last_progress_at > v_since, false)
+            v_progressed := coalesce(v_pass.advanced_at > v_since, false)
                 or exists (select from fullpass.llm_calls c
                            where c.job_id = v.id and c.created_at > v_since);
             v_shared := v.worker_id is not null and (
@@ -868,7 +871,9 @@ begin
         return 'cancelled';
     end if;
     select * into v_pass from fullpass.passes where job_id = p_job for update;
-    if v_waits and v_pass.last_progress_at > v_pass.waiting_since then
+    if v_waits and (v_pass.advanced_at > v_pass.waiting_since
+                    or exists (select from fullpass.llm_calls c
+                               where c.job_id = p_job and c.created_at > v_pass.waiting_since)) then
         v_pass.waiting_since := null;  -- it did not only wait
     end if;
     if v_waits and v_pass.waiting_since
@@ -1047,30 +1052,42 @@ begin
 end
 $$;
 
--- The same for RPC clients, who see schema public only: for the service role.
+-- The same for RPC clients, who see schema public only: for the service role, which has no rights in
+-- schema fullpass, hence definer's rights. Built-in names come first in the path; `public` is on it
+-- for the app's own triggers.
 create or replace function public.fullpass_enqueue(
     user_id uuid, storage_path text, priority smallint default 0,
     run_at timestamptz default now(), file_type text default null
-) returns uuid language sql as $$
+) returns uuid
+language sql security definer set search_path = pg_catalog, public, pg_temp as $$
     select fullpass.enqueue(user_id, storage_path, priority, run_at, file_type)
 $$;
 create or replace function public.fullpass_cancel(job_id uuid) returns boolean
-    language sql as $$ select fullpass.cancel(job_id) $$;
+language sql security definer set search_path = pg_catalog, public, pg_temp as $$
+    select fullpass.cancel(job_id)
+$$;
 create or replace function public.fullpass_retry(job_id uuid) returns boolean
-    language sql as $$ select fullpass.retry(job_id) $$;
+language sql security definer set search_path = pg_catalog, public, pg_temp as $$
+    select fullpass.retry(job_id)
+$$;
 create or replace function public.fullpass_forget(user_id uuid) returns jsonb
-    language sql as $$ select fullpass.forget(user_id) $$;
-revoke execute on function
-    public.fullpass_enqueue(uuid, text, smallint, timestamptz, text),
-    public.fullpass_cancel(uuid), public.fullpass_retry(uuid), public.fullpass_forget(uuid)
-    from public;
+language sql security definer set search_path = pg_catalog, public, pg_temp as $$
+    select fullpass.forget(user_id)
+$$;
+-- Supabase gives functions in `public` to anon and authenticated by name, not by way of PUBLIC.
 do $$
+declare
+    v_role text;
+    v_functions text :=
+        'public.fullpass_enqueue(uuid, text, smallint, timestamptz, text), '
+        'public.fullpass_cancel(uuid), public.fullpass_retry(uuid), public.fullpass_forget(uuid)';
 begin
+    execute format('revoke execute on function %s from public', v_functions);
+    for v_role in select rolname from pg_roles where rolname in ('anon', 'authenticated') loop
+        execute format('revoke execute on function %s from %I', v_functions, v_role);
+    end loop;
     if exists (select from pg_roles where rolname = 'service_role') then
-        grant execute on function
-            public.fullpass_enqueue(uuid, text, smallint, timestamptz, text),
-            public.fullpass_cancel(uuid), public.fullpass_retry(uuid), public.fullpass_forget(uuid)
-            to service_role;
+        execute format('grant execute on function %s to service_role', v_functions);
     end if;
 end
 $$;

@@ -1,9 +1,11 @@
 -- What the full pass writes through the fence: progress, chunks, receipts.
 
 -- Progress of a pass, as the app sees it. Percent only grows. Call it under fullpass.hold().
+-- p_advanced says that something was saved which no later attempt need do again. That, or a receipt,
+-- is what tells a job that goes on from one that only starts over: entering a step is not.
 create or replace function fullpass.progress(
     p_job uuid, p_step text, p_percent int, p_stage text,
-    p_conversations int default null, p_messages int default null
+    p_conversations int default null, p_messages int default null, p_advanced boolean default false
 ) returns void language plpgsql as $$
 declare
     v_user uuid;
@@ -15,7 +17,10 @@ begin
         conversation_count = coalesce(p_conversations, conversation_count),
         message_count = coalesce(p_messages, message_count)
     where id = p_job returning user_id, progress into v_user, v_percent;
-    update fullpass.passes set last_progress_at = clock_timestamp() where job_id = p_job;
+    update fullpass.passes set
+        last_progress_at = clock_timestamp(),
+        advanced_at = case when p_advanced then clock_timestamp() else advanced_at end
+    where job_id = p_job;
     perform fullpass.show_profile(v_user, 'processing', v_percent, p_stage);
 end
 $$;

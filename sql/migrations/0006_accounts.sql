@@ -48,34 +48,3 @@ begin
       and u.at > v_now - make_interval(secs => p_stale_seconds);
 end
 $$;
-
--- Bodies of receipts by age, for pruning.
-create index if not exists llm_calls_bodies
-    on fullpass.llm_calls (created_at) where response is not null;
-
--- Drops what is older than so many days: bodies of replies, which are then not served again, and
--- events of jobs that have ended. Costs and outcomes stay. At most p_limit rows of each a call, so
--- that it is quick and holds nobody up; returns how many were dropped.
-create or replace function fullpass.prune(p_days int, p_limit int default 1000)
-returns jsonb language plpgsql as $$
-declare
-    v_before timestamptz := clock_timestamp() - make_interval(days => p_days);
-    v_bodies bigint;
-    v_events bigint;
-begin
-    update fullpass.llm_calls set call_key = null, response = null, request_id = null
-    where id in (
-        select id from fullpass.llm_calls
-        where response is not null and created_at < v_before
-        order by created_at limit p_limit for update skip locked);
-    get diagnostics v_bodies = row_count;
-    delete from fullpass.job_events where id in (
-        select e.id from fullpass.job_events e
-        where e.at < v_before and not exists (
-            select from public.processing_jobs j
-            where j.id = e.job_id and j.status in ('pending', 'processing'))
-        order by e.id limit p_limit for update of e skip locked);
-    get diagnostics v_events = row_count;
-    return jsonb_build_object('llm_bodies', v_bodies, 'job_events', v_events);
-end
-$$;

@@ -211,8 +211,8 @@ async def test_too_many_connections_are_waited_out(queue: Queue, tmp_path: Path)
             "exception when duplicate_object then null; end $$"
         )
         await queue.db.execute(
-            "grant all on schema public, fullpass to fp_plain; "
-            "grant all on all tables in schema public, fullpass to fp_plain"
+            "grant fullpass_worker to fp_plain; grant all on schema public to fp_plain; "
+            "grant all on public.effects to fp_plain"
         )
     plain = queue.url.replace(queue.url.split("://")[1].split("@")[0], "fp_plain:plain")
     log = tmp_path / "log"

@@ -252,11 +252,12 @@ async def test_two_deaths_alone_without_progress_quarantine_a_job_and_progress_f
     for n, progressed in enumerate([False, True, False]):
         job = await claimed(pool)
         assert job is not None
-        if progressed:
-            async with lease_on(pool, job).fenced() as connection:
-                await connection.execute(
-                    "select fullpass.progress($1, 'extract_facts', 30, 'x')", job_id
-                )
+        # Entering a step is no progress, however high its percent: each attempt enters it again.
+        async with lease_on(pool, job).fenced() as connection:
+            await connection.execute(
+                "select fullpass.progress($1, 'extract_facts', $2, 'x', p_advanced => $3)",
+                job_id, 30 + n, progressed,
+            )  # fmt: skip
         await die(pool, job_id)
         row = await row_of(pool, job_id)
         assert row["status"] == "pending"

@@ -73,8 +73,18 @@ async def test_old_bodies_are_dropped_and_what_they_cost_stays(pool: Pool) -> No
     new = await paid(pool, "today", job=job)
     ledger = Ledger(pool)
     before = await ledger.spent_on(USER)
-    assert await prune(pool, retention_days=30) == {"llm_bodies": 1, "job_events": 0}
-    assert await prune(pool, retention_days=30) == {"llm_bodies": 0, "job_events": 0}
+    assert await prune(pool, retention_days=30) == {
+        "llm_bodies": 1,
+        "job_events": 0,
+        "windows": 0,
+        "workers": 0,
+    }
+    assert await prune(pool, retention_days=30) == {
+        "llm_bodies": 0,
+        "job_events": 0,
+        "windows": 0,
+        "workers": 0,
+    }
     assert await ledger.spent_on(USER) == before
     assert await ledger.find(old, job_id=job) is None  # an empty body is never served as a reply
     kept = await ledger.find(new, job_id=job)

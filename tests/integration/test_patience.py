@@ -190,6 +190,32 @@ async def test_an_outage_of_ten_minutes_is_waited_for_with_no_attempt_used(
     assert 1 <= releases <= 12  # the pauses grow
 
 
+async def test_a_pass_that_only_waits_ends_in_time_however_often_it_enters_its_steps(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    [job] = await insert_jobs(db, tmp_path, 1)
+    waiting_since = "select waiting_since from fullpass.passes where job_id = $1"
+    with AnthropicServer() as server:
+        server.behave(keys=("another-key",))
+        async with worker(database_url, server.url, max_wait_hours=1):
+            first = None
+            for waits in (2, 4):
+                await until(
+                    db, "select count(*) >= $2 from fullpass.job_events "
+                    "where job_id = $1 and event = 'waited'", job, waits,
+                )  # fmt: skip
+                since = await db.fetchval(waiting_since, job)
+                assert first is None or since == first
+                first = since
+            await db.execute(
+                "update fullpass.passes set waiting_since = now() - interval '2 hours', "
+                "advanced_at = advanced_at - interval '3 hours'"
+            )
+            await until(db, "select status = 'failed' from processing_jobs where id = $1", job)
+    said = await db.fetchval("select error_message from processing_jobs where id = $1", job)
+    assert "waited since" in said
+
+
 async def test_a_gate_shut_for_all_lets_one_try_and_tells_the_alarm_once() -> None:
     alarms: list[Systemic] = []
     gate = Gate(Patience(scale=0.001), alarm=alarms.append)

@@ -240,7 +240,7 @@ def model_info(name: str) -> dict[str, Any]:
         "id": name,
         "display_name": display,
         "created_at": "2026-10-01T00:00:00Z",
-        "lifecycle": "active",
+        "lifecycle": "retired" if "retired" in name else "active",
         "max_input_tokens": context,
         "max_tokens": output,
     }

@@ -73,7 +73,9 @@ async def short_pass(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
                 step,
             )
             await connection.execute(
-                "select fullpass.progress($1, 'extract_facts', $2, 'x')", work.job.id, step
+                "select fullpass.progress($1, 'extract_facts', $2, 'x', p_advanced => true)",
+                work.job.id,
+                step,
             )
             if hold := seconds_of("hold", step):
                 await asyncio.sleep(hold)
