@@ -90,12 +90,12 @@ class Heartbeat:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop beating and wait for the thread, at most a command's time-out."""
+        """Stop beating and wait for the thread, a second if it hangs on a frozen link."""
         self._stopped.set()
         loop, woken = self._loop, self._woken
         if loop is not None and woken is not None and not loop.is_closed():
             loop.call_soon_threadsafe(woken.set)
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=1)
 
     def add(self, lease: Lease, *, patience_seconds: Callable[[], float] | None = None) -> None:
         """Renew this lease from the next beat on.
