@@ -171,6 +171,7 @@ class Worker:
             beat_seconds=settings.heartbeat_seconds,
             lease_seconds=settings.lease_seconds,
             vitals=self._vitals,
+            max_wait_hours=settings.max_wait_hours,
             echo=LoopEcho(asyncio.get_running_loop()),
             end_process=lambda: os._exit(1),
         )

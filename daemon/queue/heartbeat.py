@@ -36,7 +36,6 @@ _log = get_logger()
 _TICK_SECONDS = 0.5
 _STALLED_PAUSE_SECONDS = 30.0
 _DEFECTS_TO_END = 5
-_LONGEST_WAIT_SECONDS = 48 * 3600.0
 _STACKS_ON_THE_TIMELINE = 6
 
 
@@ -64,6 +63,7 @@ class Heartbeat:
         beat_seconds: float,
         lease_seconds: float,
         vitals: Callable[[], dict[str, Any]],
+        max_wait_hours: float = 48.0,
         echo: LoopEcho | None = None,
         end_process: Callable[[], None] | None = None,
     ) -> None:
@@ -72,6 +72,7 @@ class Heartbeat:
         self._beat_seconds = beat_seconds
         self._lease_seconds = lease_seconds
         self._vitals = vitals
+        self._max_wait_hours = max_wait_hours
         self._echo = echo
         self._end_process = end_process
         self._kept: dict[UUID, _Kept] = {}
@@ -277,7 +278,7 @@ class Heartbeat:
                         lease.epoch,
                         pause_seconds,
                         reason,
-                        _LONGEST_WAIT_SECONDS,
+                        self._max_wait_hours * 3600,
                     )
         except LeaseLost:
             lease.lost()

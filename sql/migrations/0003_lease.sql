@@ -994,7 +994,11 @@ begin
     update fullpass.llm_calls set call_key = null where job_id = p_job_id and not usable;
     delete from fullpass.chunk_outcomes where job_id = p_job_id and outcome = 'failed';
     perform fullpass.note_event(v, 'retry_requested');
-    perform fullpass.show_profile(v.user_id, 'pending', p_stage => 'queued', p_error => '');
+    -- While another job of this user runs, the profile is that job's to write.
+    if not exists (select from public.processing_jobs
+                   where user_id = v.user_id and status = 'processing') then
+        perform fullpass.show_profile(v.user_id, 'pending', p_stage => 'queued', p_error => '');
+    end if;
     perform pg_notify('fullpass_jobs', '');
     return true;
 end
