@@ -19,7 +19,7 @@ JOBS = 100_000
 WORKERS = 8
 
 
-@pytest.mark.long
+@pytest.mark.history
 @pytest.mark.timeout(1800)
 async def test_every_view_and_the_status_screen_stay_quick_with_a_million_jobs(
     database_url: str, capsys: pytest.CaptureFixture[str]
@@ -29,7 +29,7 @@ async def test_every_view_and_the_status_screen_stay_quick_with_a_million_jobs(
         print("\nmilliseconds:", ", ".join(f"{name} {ms:.1f}" for name, ms in times.items()))
 
 
-@pytest.mark.long
+@pytest.mark.history
 @pytest.mark.timeout(3600)
 async def test_tables_stay_as_small_as_what_they_hold_after_100_000_jobs(
     database_url: str, capsys: pytest.CaptureFixture[str]
