@@ -309,11 +309,18 @@ class _Ruler:
             self._stop = min(len(self._text), start + 2 * _RULER_CHARACTERS)
             self._weighed = Weighed(self._text[self._start : self._stop])
         part = self._weighed.part(start - self._start, stop - self._start)
-        if not mark:
-            return part.tokens
+        return self._weight_of(mark).then(part).tokens if mark else part.tokens
+
+    def room(self, mark: str) -> int:
+        """Return what a chunk has room for after the mark."""
+        if self._tier.measure is not estimate_tokens:
+            return self._tier.size - self._tier.measure(mark)
+        return self._tier.size - self._weight_of(mark).tokens
+
+    def _weight_of(self, mark: str) -> Weight:
         if mark not in self._marks:
             self._marks[mark] = weigh(mark)
-        return self._marks[mark].then(part).tokens
+        return self._marks[mark]
 
 
 def _split(text: str, label: str, continued: str, tier: Tier) -> Iterator[tuple[int, int]]:
@@ -345,7 +352,7 @@ def _fitting_stop(ruler: _Ruler, start: int, mark: str, *, guess: int, end: int,
     A guess is corrected by what it measures: since neighbouring text is much alike, two or three
     measurements do, whatever the script.
     """
-    room = tier.size - tier.measure(_JOINT + mark)
+    room = ruler.room(_JOINT + mark)
     low, high = 1, end - start  # low fits, or nothing does; beyond high there is no text
     length = min(max(guess, 1), high)
     for _ in range(_GUESSES):
