@@ -229,11 +229,14 @@ def weigh(text: str) -> Weight:
 
 def weigh_each(texts: Sequence[str]) -> list[Weight]:
     """Weigh texts that are not empty, each as `weigh` does: short ones cost less together."""
-    pieces = [text.encode("utf-8", "replace") for text in texts]
+    pieces = [b"" if len(text) > _PAIR_BLOCK else text.encode("utf-8", "replace") for text in texts]
     look = _Look(b"".join(pieces))
     weights = []
     stop = 0
-    for piece in pieces:
+    for text, piece in zip(texts, pieces, strict=True):
+        if not piece:  # long: alone, a block after the other, it takes less memory
+            weights.append(weigh(text))
+            continue
         start, stop = stop, stop + len(piece)
         weights.append(look.part(start, stop))
     return weights
