@@ -51,7 +51,8 @@ NOISE: Json = {
     "cap_facts": 30, "paraphrase_share": 0.1, "misnumber_share": 0.05, "omit_share": 0.05,
     "invent_facts": 1, "obey_injection": "own_quote", "same_wrong_share": 0.03,
     "memory_mild": True, "memory_facts_per_line": 2, "memory_omit_share": 0.1,
-    "memory_uncited_lines": 3, "memory_miscited_lines": 3,
+    "memory_uncited_lines": 3, "memory_miscited_lines": 3, "memory_padded_share": 0.1,
+    "memory_lazy_share": 0.1,
 }  # fmt: skip
 _CONTROL_SPREAD = 0.5
 

@@ -129,7 +129,6 @@ def judge_pass(
     buried = [f for f in alive if not current(f["id"])]
 
     lines = memory_lines(got["memory"])
-    cited = {c for _, cites in lines for c in cites}
     prefix = {str(r["id"]).replace("-", "")[:8]: r for r in got["facts"]}
     invented = [
         text for text, cites in lines
@@ -145,9 +144,7 @@ def judge_pass(
         if trapped.intersection(cites)
         or any(t.get("statement", "\x00").casefold() in text.casefold() for t in truth.traps)
     ]  # fmt: skip
-    shown = [
-        f for f in alive if any(str(r).replace("-", "")[:8] in cited for r in rows_of[f["id"]])
-    ]
+    shown = [f for f in alive if any(told_by(by_row[r], lines) for r in rows_of[f["id"]])]
     metrics = [
         Metric(f"{label}.facts_recall", 1 - len(lost) / max(1, len(wanted)), 0.99),
         Metric(f"{label}.quotes_verified", got["proven"], 1.0),
@@ -189,15 +186,35 @@ def memory_lines(markdown: str) -> list[tuple[str, list[str]]]:
     return [(text, re.findall(r"f:([0-9a-f]{8})", cites)) for text, cites in items]
 
 
+_OPENING = 4
+"""First words of a line that may be another verb: "Made up their mind"."""
+_BEGINNING = 4
+
+
 def says_only(text: str, rows: list[Json]) -> bool:
-    """Whether the numbers of a line, its date aside, are those of the facts that it cites."""
+    """Whether the numbers of a line, its date aside, are those of the facts that it cites.
+
+    So must be every word after its verb, by its first letters, that is longer than "and".
+    """
     plain = re.sub(r" \(\d{4}-\d\d-\d\d\)$", "", text)
     told = " ".join(r["statement"] for r in rows)
-    words = set(re.findall(r"\w+", told.casefold()))
-    own = re.findall(r"\w+", plain.casefold())
-    return (
-        set(re.findall(r"\d+", plain)) <= set(re.findall(r"\d+", told))
-        and sum(w in words for w in own) >= len(own) / 2
+    words = {w[:_BEGINNING] for w in re.findall(r"\w+", told.casefold())}
+    own = re.findall(r"\w+", plain.casefold())[_OPENING:]
+    return set(re.findall(r"\d+", plain)) <= set(re.findall(r"\d+", told)) and all(
+        w[:_BEGINNING] in words for w in own if len(w) >= _BEGINNING
+    )
+
+
+def told_by(row: Json, lines: list[tuple[str, list[str]]]) -> bool:
+    """Whether a line that cites a fact says at least half of its words: to be cited is not enough.
+
+    The line may be worded after another source's row of the same meaning.
+    """
+    words = re.findall(r"\w+", row["statement"].casefold())
+    return any(
+        str(row["id"]).replace("-", "")[:8] in cites
+        and sum(w in text.casefold() for w in words) >= len(words) / 2
+        for text, cites in lines
     )
 
 

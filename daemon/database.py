@@ -146,7 +146,10 @@ def database_errors(*, starting: bool = False) -> Iterator[None]:
                 f"DATABASE_URL: the server refused the connection ({error}); "
                 "check the user, the password and the database's name"
             ) from error
-        if code[:2] in _TROUBLE_CLASSES or code in _TROUBLE_CODES | _REFUSED_CODES:
+        # FATAL ends the session, whatever its code: it speaks of the link. Supabase's pooler says
+        # "max clients reached" as XX000, like a defect of the server's.
+        fatal = (error.severity_en or error.severity) in {"FATAL", "PANIC"}
+        if fatal or code[:2] in _TROUBLE_CLASSES or code in _TROUBLE_CODES | _REFUSED_CODES:
             raise OutOfReach(f"database trouble: {first_line(error)} (SQLSTATE {code})") from error
         raise
     except (asyncpg.InternalClientError, asyncpg.InterfaceError) as error:

@@ -146,7 +146,7 @@ class Worker:
                     await self._serve_with(pool, accepted, once=once)
             finally:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(2):
+                    async with asyncio.timeout(1):
                         await pool.close()
                 pool.terminate()
         finally:
@@ -171,6 +171,7 @@ class Worker:
             beat_seconds=settings.heartbeat_seconds,
             lease_seconds=settings.lease_seconds,
             vitals=self._vitals,
+            max_wait_hours=settings.max_wait_hours,
             echo=LoopEcho(asyncio.get_running_loop()),
             end_process=lambda: os._exit(1),
         )
@@ -214,14 +215,13 @@ class Worker:
             memory_limit_from=self._gauge.source, llm_limit=self._limiter.limit,
         )  # fmt: skip
         try:
-            await self._serve(serving, once=once)
-            await self._drain()
+            await self._shutdown.cut_short(self._serve(serving, once=once))
         finally:
+            await self._drain()
             for task in beside:
                 task.cancel()
-            await sharing.close()
-            await asyncio.to_thread(heartbeat.stop)
-            await serving.wakeup.close()
+            closing = sharing.close(), asyncio.to_thread(heartbeat.stop), serving.wakeup.close()
+            await asyncio.wait([asyncio.ensure_future(c) for c in closing], timeout=1.0)
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T | None:
         """Call until the database is there, however long it takes; None when drained first."""
@@ -394,17 +394,12 @@ class Worker:
         wakeup.wake()
 
     async def _drain(self) -> None:
-        """Let running jobs come to their next stop, at most for the grace period."""
+        """Let running jobs come to their next stop, at most for the grace."""
         tasks = set(self._running)
         for lease in self._running.values():
             lease.drain()
-        if not tasks:
-            return
-        _, late = await asyncio.wait(tasks, timeout=self._settings.shutdown_grace_seconds)
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=2.0)
+        if tasks:
+            await self._shutdown.see_off(tasks, self._settings.shutdown_grace_seconds)
 
     # -- vitals ----------------------------------------------------------------------------------
 

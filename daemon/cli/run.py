@@ -97,7 +97,7 @@ def run_export(
     if as_json:
         click.echo(json.dumps(results.report, ensure_ascii=False))
     else:
-        click.echo(summary(results.report, folder=out))
+        click.echo(summary(results.report, folder=out, html=html))
     return 0
 
 

@@ -18,8 +18,8 @@ _TIED = "\u00a0"
 """A space at which no line is broken."""
 
 
-def summary(report: dict[str, Any], *, folder: Path) -> str:
-    """Render the report of a completed run (`results.Results.report`)."""
+def summary(report: dict[str, Any], *, folder: Path, html: bool = False) -> str:
+    """Render the report of a completed run (`results.Results.report`); `html`: a page is there."""
     lines = [_headline(report), ""]
     lines += entry("Facts", _facts(report))
     if report["why_no_facts"]:
@@ -28,7 +28,8 @@ def summary(report: dict[str, Any], *, folder: Path) -> str:
     if skipped := left_out(report):
         lines += entry("Left out", skipped)
     lines += entry("Cost", list(filter(None, [_cost(report), savings(report["cost"])])))
-    lines += entry("Files", [f"{folder}/MEMORY.md, sections.json, facts.jsonl, report.json"])
+    page = ", report.html" if html else ""
+    lines += entry("Files", [f"{folder}/MEMORY.md, sections.json, facts.jsonl, report.json{page}"])
     notes = _notes(report)
     if notes:
         lines += ["", *notes]

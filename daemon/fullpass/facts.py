@@ -99,7 +99,7 @@ def read_items(text: str, key: str) -> ReadItems:
     items: list[dict[str, Any]] = []
     found = False
     at = 0
-    for value, end in _objects(text):
+    for value, end in objects(text):
         held = value.get(key) if isinstance(value, dict) else None
         if isinstance(held, list):
             found = True
@@ -114,7 +114,7 @@ def read_items(text: str, key: str) -> ReadItems:
         raise UselessReply("the reply broke off before its first complete item")
     if found:
         return ReadItems(tuple(items), whole=True)
-    for bare, _ in _objects(text, "["):
+    for bare, _ in objects(text, "["):
         if all(isinstance(i, dict) for i in bare) and (bare or "{" not in text):
             return ReadItems(tuple(bare), whole=True)
     if not text.strip():
@@ -127,7 +127,7 @@ def read_items(text: str, key: str) -> ReadItems:
 _DECODER = json.JSONDecoder(strict=False)
 
 
-def _objects(text: str, opening: str = "{") -> Iterator[tuple[Any, int]]:
+def objects(text: str, opening: str = "{") -> Iterator[tuple[Any, int]]:
     """Yield the values that begin with `opening` and stand in the text, with where they end."""
     tries = 0
     at = text.find(opening)

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _log = get_logger()
 
 Relation = Literal["same", "replaces", "separate"]
+_RELATIONS: dict[str, Relation] = {
+    "same": "same", "replaces": "replaces", "separate": "separate",
+}  # fmt: skip
 _LARGEST_BATCH = 60
 _USUAL_BATCH = 30
 _LONGEST_STATEMENT = 400
@@ -146,15 +149,17 @@ async def _ask(work: Pass, batch: list[Pair], *, ask: int) -> dict[Pair, Relatio
     items = (await work.caller.ask(work.scope, request, _read)).value.items
     said: dict[Pair, Relation] = {}
     for item in items:
-        number, relation = item.get("pair"), item.get("relation")
-        if (
-            isinstance(number, int)
-            and not isinstance(number, bool)
-            and 1 <= number <= len(batch)
-            and relation in {"same", "replaces", "separate"}
-        ):
-            said[batch[number - 1]] = relation
+        if (told := _told(item)) is not None and 1 <= told[0] <= len(batch):
+            said[batch[told[0] - 1]] = told[1]
     return said
+
+
+def _told(item: dict[str, Any]) -> tuple[int, Relation] | None:
+    """Return the number and the relation that one item of a reply tells, if it does."""
+    number, relation = item.get("pair"), item.get("relation")
+    if type(number) is not int or not isinstance(relation, str) or relation not in _RELATIONS:
+        return None
+    return number, _RELATIONS[relation]
 
 
 def _shown(statement: str) -> str:

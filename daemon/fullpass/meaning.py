@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from daemon.fullpass.tokenise import NOT
-from daemon.fullpass.wording import sides
+from daemon.fullpass.wording import is_filler, sides
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -66,11 +66,14 @@ def _one_name(name: str, word: str, language: str) -> bool:
             return apart[0] + 1 == apart[1]
     if language in _WITHOUT_CASES:
         return False
-    shared = next(
-        (n for n, (x, y) in enumerate(zip(name, word, strict=False)) if x != y),
-        min(len(name), len(word)),
-    )
+    shared = _shared_beginning(name, word)
     return shared >= max(3, len(name) - 2, len(word) - 3)
+
+
+def _shared_beginning(a: str, b: str) -> int:
+    """Return how many letters two words share before they part."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((n for n, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 _WITHOUT_CASES = frozenset({"en", "fr", "es", "pt", "it", "nl"})
@@ -98,12 +101,15 @@ def _day(value: str) -> tuple[str, str]:
 
 
 def says_only(line: Reading, facts: Sequence[Reading]) -> bool:
-    """Whether a line that rests on some facts flips or mixes none of them, as far as code can tell.
+    """Whether a line says what its facts say, as far as code can tell: all of it and no more.
 
-    Every denial of the facts is kept and none is added; no name comes from elsewhere; what may not
-    change places did not; and what one fact alone says does not stand among another's words
-    ("Anna lives in Ghent, Marta in Porto" must not become "Anna in Porto, Marta in Ghent").
+    Every word that tells is in both, but for its ending; every denial of the facts is kept and none
+    is added; no name comes from elsewhere; what may not change places did not; and what one fact
+    alone says does not stand among another's words ("Anna lives in Ghent, Marta in Porto" must not
+    become "Anna in Porto, Marta in Ghent").
     """
+    if not (_told(line, facts) and all(_told(fact, [line]) for fact in facts)):
+        return False
     if line.words.count(NOT) != sum(f.words.count(NOT) for f in facts):
         return False
     known = {w for f in facts for w in f.words}
@@ -117,11 +123,39 @@ def says_only(line: Reading, facts: Sequence[Reading]) -> bool:
         ):
             return False
         others = {w for f in facts if f is not fact for w in f.words}
-        own = [at[w] for w in fact.words if w in at and w not in others and w[0] not in "~!>"]
+        own = [at[w] for w in fact.words if w in at and w not in others and w != ">"]
         if own:
             spans.append((min(own), max(own)))
     spans.sort()
+    if line.words.count(NOT) > 1 and not all(fact.negated for fact in facts):
+        return False  # which of the denials is whose cannot be told
     return all(first[1] < second[0] for first, second in pairwise(spans))
+
+
+def _told(reading: Reading, others: Sequence[Reading]) -> bool:
+    """Whether all that a reading tells is told by the others too."""
+    known = {word for other in others for word in other.words}
+    return all(
+        word in known or is_filler(word) or any(_inflected(word, other) for other in known)
+        for word in reading.words
+        if word not in _JOINING
+        and word[0] not in f"#@>{NOT}"  # values and denials are compared one by one elsewhere
+        and not (word == "~has" and all(w in _PLACES for w in known if w[0] == "~"))
+    )
+
+
+_JOINING = frozenset(["but", "while", "both", "aber", "mais", "pero", "mas", "ma", "maar", "но"])
+_PLACES = frozenset({"~live", "~work"})
+"""Whoever lives in Ghent with two cats has them; whoever hates cats and dogs need not."""
+
+
+def _inflected(a: str, b: str) -> bool:
+    """Whether two words differ by their endings only: "plays" and "play"."""
+    shared = _shared_beginning(a, b)
+    return a[0] not in "~#@" and shared >= max(_STEM, len(a) - 3, len(b) - 3)
+
+
+_STEM = 3
 
 
 def _in_order(words: Sequence[str], line: Sequence[str]) -> bool:

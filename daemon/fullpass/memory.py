@@ -20,7 +20,6 @@ from daemon.fullpass.facts import ReadItems, fold, one_line, read_items
 from daemon.fullpass.meaning import says_only
 from daemon.fullpass.prompts import prompt
 from daemon.fullpass.reduce import by_rank, fact_lines, numbered
-from daemon.fullpass.tokenise import NOT
 from daemon.fullpass.tokens import estimate_tokens
 from daemon.fullpass.wording import is_filler, read
 from daemon.llm.request import Reply, Request
@@ -66,8 +65,6 @@ _SCHEMA: dict[str, Any] = {
     "required": ["lines"],
     "additionalProperties": False,
 }
-_OWN_WORDS = 0.7
-"""Share of a line's words that must stand in the facts it cites."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +85,7 @@ class Line:
     def render(self) -> str:
         """Render as a list item with date and citations."""
         date = f" ({self.observed_at:%Y-%m-%d})" if self.observed_at is not None else ""
-        cited = ", ".join(f"f:{i.hex[:8]}" for i in self.ids[:6])
+        cited = ", ".join(f"f:{i.hex[:8]}" for i in self.ids)
         return f"- {self.text}{date} [{cited}]"
 
 
@@ -154,13 +151,8 @@ def accept(
     covered: set[int] = set()
     rejected = 0
     for proposal in proposed:
-        cited = sorted(
-            {
-                n
-                for n in (proposal.get("facts") or [])
-                if isinstance(n, int) and not isinstance(n, bool)
-            }
-        )
+        given = proposal.get("facts")
+        cited = sorted({n for n in (given if isinstance(given, list) else []) if type(n) is int})
         text = one_line(str(proposal.get("text", "")))
         if (
             not cited
@@ -196,10 +188,9 @@ def _line(text: str, items: Sequence[Item]) -> Line:
 def supported(text: str, statements: Sequence[str]) -> bool:
     """Whether a line says only what its facts say, as far as code can tell.
 
-    Each number must be one of theirs and each of theirs must be kept; at least 70% of the words
-    must stand in them, read with the wording set aside ("resides in" for "lives in") or as they
-    are; denials, names and order must be theirs (`says_only`). Scripts without spaces are compared
-    by character.
+    Each number must be one of theirs and each of theirs must be kept; so must words, read with the
+    wording set aside ("resides in" for "lives in"), denials, names and order (`says_only`). What is
+    refused costs style only: the facts stand as they are.
     """
     if not text:
         return False
@@ -211,33 +202,19 @@ def supported(text: str, statements: Sequence[str]) -> bool:
     line = read(text)
     facts = [read(statement) for statement in statements]
     values = {v for fact in facts for v in fact.values}
-    if set(line.values) != values or not says_only(line, facts):
-        return False
-    known = {w for fact in facts for w in fact.words}
-    said = [w for w in line.words if w != NOT]
-    if said and sum(w in known for w in said) >= _OWN_WORDS * len(said):
-        return True
-    words = _words(text)
-    known = set(_words(source))
-    return bool(words) and sum(w in known for w in words) >= _OWN_WORDS * len(words)
+    return set(line.values) == values and says_only(line, facts)
 
 
 def _strung_together(text: str, statements: Sequence[str]) -> bool:
     """Whether a line is its facts as they stand, with words between them that say nothing."""
     rest = fold(text)
     for statement in sorted(map(fold, statements), key=len, reverse=True):
-        bare = statement.rstrip(".!。 ")
-        if bare not in rest:
+        # Whole words: "employed" does not stand in "unemployed".
+        bare = re.escape(statement.rstrip(".!。 "))
+        rest, found = re.subn(rf"(?<!\w){bare}(?!\w)", " ", rest, count=1)
+        if not found:
             return False
-        rest = rest.replace(bare, " ", 1)
     return all(is_filler(word) for word in re.findall(r"\w+", rest))
-
-
-def _words(text: str) -> list[str]:
-    words: list[str] = []
-    for word in re.findall(r"\w+", fold(text)):
-        words.extend([word] if word.isascii() else list(word) if ord(word[0]) > 0x2E7F else [word])
-    return words
 
 
 def _plain(text: str) -> str:
@@ -245,9 +222,13 @@ def _plain(text: str) -> str:
 
     What only looks like markup stays: "less than 5" is not "5", and -18 is not 18.
     """
-    text = re.sub(r"\[f:[0-9a-f, :]*\]", "", text)
+    while _CITATION.search(text):  # taking one away may make another
+        text = _CITATION.sub("", text)
     text = re.sub(r"<(?=[A-Za-z/!?])", "\u2039", text).replace("`", "'").replace("|", "/")
     return re.sub(r"^(?:(?:[#*>+-]+|\d+[.)])\s+)+", "", text).strip()
+
+
+_CITATION = re.compile(r"\[f:[0-9a-f, :]*\]")
 
 
 def _fit(lines: list[Line], budget: int) -> tuple[list[Line], int]:

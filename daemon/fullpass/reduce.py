@@ -249,12 +249,7 @@ async def _joined_batch(work: Pass, batch: list[Item]) -> list[Item]:
         members = _members(group.get("facts"), len(batch))
         statement = one_line(str(group.get("statement", "")))
         told = [batch[n - 1].statement for n in members]
-        if (
-            len(members) < 2
-            or taken & set(members)
-            or not keeps_numbers(statement, told)
-            or not says_only(read(statement), [read(text) for text in told])
-        ):
+        if len(members) < 2 or taken & set(members) or not joins(statement, told):
             continue
         taken.update(members)
         parts = [batch[n - 1] for n in members]
@@ -284,6 +279,13 @@ def _members(value: object, count: int) -> list[int]:
     if not isinstance(value, list):
         return []
     return sorted({n for n in value if isinstance(n, int) and 1 <= n <= count})
+
+
+def joins(statement: str, originals: Sequence[str]) -> bool:
+    """Whether a statement says all that its members say and nothing else."""
+    return keeps_numbers(statement, originals) and says_only(
+        read(statement), [read(text) for text in originals]
+    )
 
 
 def keeps_numbers(statement: str, originals: Sequence[str]) -> bool:

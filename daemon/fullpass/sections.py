@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from daemon.errors import BadCall, Draining, Systemic, UselessReply, Wait
 from daemon.export.conversation import EVIDENCE_ROLES
 from daemon.fullpass.context import report_progress
-from daemon.fullpass.facts import one_line
+from daemon.fullpass.facts import objects, one_line
 from daemon.fullpass.memory import without_citations
 from daemon.fullpass.prompts import prompt
 from daemon.fullpass.reduce import numbered
@@ -53,6 +53,7 @@ SECTIONS: dict[str, dict[str, type]] = {
 }  # fmt: skip
 """The keys of each section, as the app reads them (CONTRACT, user_profiles)."""
 
+_TRIES = 2
 _SAMPLES = 200
 _SAMPLE_CHARACTERS = 300
 _LONGEST_TEXT = 1000
@@ -118,6 +119,7 @@ async def regenerate(work: Pass, reduced: Reduced, memory_md: str) -> SectionsOu
         max_tokens=8_192,
         timeout_seconds=work.settings.sections_timeout_seconds,
         facts=numbered(reduced.items),
+        tries=_TRIES,
     )
     try:
         answer = await work.caller.ask(work.scope, request, _read)
@@ -127,7 +129,7 @@ async def regenerate(work: Pass, reduced: Reduced, memory_md: str) -> SectionsOu
     except Wait as error:
         if isinstance(error, Draining | Systemic):
             raise
-        # Tried for as long as a call is: MEMORY is there, so the pass does not wait for these.
+        # MEMORY is there, so the pass does not wait for these.
         _log.warning("sections.kept", error=str(error))
         return SectionsOutcome(saved=False, detail=str(error))
     await _save(work, answer.value, memory_md)
@@ -180,11 +182,9 @@ async def _samples(work: Pass) -> str:
 
 def _read(reply: Reply) -> Sections:
     """Read all five sections of a reply, or raise UselessReply naming what is wrong."""
-    start = reply.text.find("{")
-    try:
-        given, _ = json.JSONDecoder(strict=False).raw_decode(reply.text, max(start, 0))
-    except (ValueError, RecursionError) as error:
-        raise UselessReply("the sections are no valid JSON") from error
+    given = next((v for v, _ in objects(reply.text) if SECTIONS.keys() & v.keys()), None)
+    if given is None:
+        raise UselessReply("the reply holds no whole JSON object with the sections")
     return {name: _section(name, given.get(name), keys) for name, keys in SECTIONS.items()}
 
 

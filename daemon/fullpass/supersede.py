@@ -148,7 +148,7 @@ def _later(older: Saying, newer: Saying) -> bool:
         return older.newest[1] < newer.newest[1]
     if older.newest[0] < newer.newest[0]:
         return True
-    return newer.newest[0] > -inf and 0 < older.valid_from < newer.valid_from
+    return older.newest[0] == newer.newest[0] > -inf and 0 < older.valid_from < newer.valid_from
 
 
 def _questions(
@@ -286,6 +286,9 @@ def _answered(older: Saying, newer: Saying) -> tuple[bool, bool]:
 def _elsewhere(old: Reading, new: Reading, slot: str) -> bool:
     """Whether two answers of one slot are about different people, so that both may stand."""
     ones, others = ({w for w in r.claim[:_SUBJECT] if is_kin(w)} for r in (old, new))
+    named = [{w for w in r.claim[:_SUBJECT] if w in r.names} for r in (old, new)]
+    if ones & others and all(named) and not named[0] & named[1]:
+        return True  # two sisters, each by her name
     return ones != others and not (ones | others) & set(fold_slot(slot).split())
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from daemon.errors import BadCall, CallFailed, Systemic, UselessReply
+from daemon.errors import BadCall, CallFailed, Systemic, UselessReply, Wait
 from daemon.llm.budget import Budget
 from daemon.llm.patience import Gate, Patience
 from daemon.llm.request import Reply
@@ -110,7 +110,7 @@ class Caller:
             reply = await self.provider.call(request)
             return Answer(read(reply), reply)
         useless: UselessReply | None = None
-        for again in range(_ASKS):
+        for again in range(request.tries or _ASKS):
             ask = request.ask + again
             asked = replace(request, ask=ask)
             if again:
@@ -176,7 +176,7 @@ class Caller:
 
     async def _call(self, scope: Scope, request: Request) -> Reply:
         """Call the provider, repeating what fails in passing with jittered back-off."""
-        attempt, began = 0, time.monotonic()
+        attempt, failed, began = 0, 0, time.monotonic()
         while True:
             attempt += 1
             try:
@@ -192,6 +192,10 @@ class Caller:
                 self.limiter.restart()
                 raise self._gate.closed_by(error) from error
             except CallFailed as error:
+                # A server that says when to come back is only busy.
+                failed += error.retry_after_seconds is None
+                if failed == request.tries:
+                    raise Wait(f"the LLM server does not answer: {error}", seconds=1.0) from error
                 try:
                     pause = self._gate.pause_after(error, attempt, scope.holder, began=began)
                 finally:

@@ -43,6 +43,8 @@ class Request:
     `messages` and `facts` carry the same material in typed form for the offline provider, which
     reads no prompts; they never reach the wire and are no part of the content key. `ask` counts
     deliberate repetitions of the same input (a re-ask after a useless reply): each is its own call.
+    `tries` bounds how often an answer of no use is put up with, for a call that work need not wait
+    for; None leaves it to the caller's patience. It is no part of the key either.
     """
 
     purpose: Purpose
@@ -56,6 +58,7 @@ class Request:
     ask: int = 0
     messages: tuple[NumberedMessage, ...] = ()
     facts: tuple[NumberedFact, ...] = ()
+    tries: int | None = None
 
     def content_key(self, user_id: str) -> str:
         """sha256 over all that decides the reply; holds no job id, row id or clock (promise 3)."""

@@ -19,6 +19,7 @@ from daemon.errors import (
     GiveUp,
     LeaseLost,
     Systemic,
+    TryAgain,
     Wait,
 )
 from daemon.logs import get_logger, masked
@@ -93,16 +94,30 @@ class Endings:
     async def _write(self, work: Work, ending: Callable[[], Awaitable[None]]) -> None:
         """Write an ending, for as long as the database keeps us from it."""
         backoff = Backoff(longest_seconds=5.0)
+        refused = False
         while True:
             try:
                 await ending()
             except Systemic as error:
+                if self._pool.is_closing():
+                    return  # this worker is gone: the lease runs out by itself
                 _log.warning("job.ending_waits", error=str(error), failures=backoff.failures)
                 await asyncio.sleep(backoff.next_seconds())
             except LeaseLost:
                 ending = self._excuser(work)
+            except Exception as error:  # noqa: BLE001 - as above
+                # Not trouble: what is written here is refused (a trigger, a constraint, a text).
+                _log.exception("job.ending_refused", step=work.step)
+                if refused:
+                    return
+                refused = True
+                ending = self._refusal(work, error)
             else:
                 return
+
+    def _refusal(self, work: Work, error: Exception) -> Callable[[], Awaitable[None]]:
+        said = f"the database refused to note how this ended: {_storable(first_line(error))}"
+        return lambda: self._fail(work, TryAgain(said))
 
     def _excuser(self, work: Work) -> Callable[[], Awaitable[None]]:
         async def excuse() -> None:
@@ -134,7 +149,7 @@ class Endings:
                 await self._fail(work, error)
 
     async def _give_back(self, work: Work, error: Wait) -> None:
-        reason = masked(str(error))[:_LONGEST_ERROR]
+        reason = _storable(masked(str(error)))[:_LONGEST_ERROR]
         outcome: str
         if isinstance(error, AwaitsBatch):
             outcome = await jobs.await_batches(
@@ -151,20 +166,20 @@ class Endings:
             )
         if outcome == "failed":
             self._tally.failed[work.job.id] = str(error)
-        else:
+        elif outcome == "released":
             self._tally.left[work.job.id] = masked(str(error))
         _log.info(f"job.{outcome}", step=work.step, reason=str(error))
 
     async def _fail(self, work: Work, error: Exception) -> None:
-        said = masked(f"{work.step}: {_told(error)}")[:_LONGEST_ERROR]
+        said = _storable(masked(f"{work.step}: {_told(error)}"))[:_LONGEST_ERROR]
         _log.error("job.error", exc_info=error, step=work.step)
         outcome = await jobs.fail(
             self._pool, work.job, error=said, retry=not isinstance(error, GiveUp)
         )
+        self._tally.left.pop(work.job.id, None)
         if outcome == "retry":
             self._tally.left[work.job.id] = said
-        else:
-            self._tally.left.pop(work.job.id, None)
+        elif outcome == "failed":
             self._tally.failed[work.job.id] = said
 
 
@@ -173,3 +188,8 @@ def _told(error: Exception) -> str:
     if isinstance(error, GiveUp) or type(error).__module__.startswith("daemon."):
         return first_line(error)
     return f"unexpected {type(error).__name__}: {first_line(error)}"
+
+
+def _storable(text: str) -> str:
+    """Return a text that Postgres takes: it refuses NUL and lone surrogates."""
+    return text.replace("\x00", "").encode("utf-8", "replace").decode()

@@ -36,7 +36,6 @@ _log = get_logger()
 _TICK_SECONDS = 0.5
 _STALLED_PAUSE_SECONDS = 30.0
 _DEFECTS_TO_END = 5
-_LONGEST_WAIT_SECONDS = 48 * 3600.0
 _STACKS_ON_THE_TIMELINE = 6
 
 
@@ -64,6 +63,7 @@ class Heartbeat:
         beat_seconds: float,
         lease_seconds: float,
         vitals: Callable[[], dict[str, Any]],
+        max_wait_hours: float = 48.0,
         echo: LoopEcho | None = None,
         end_process: Callable[[], None] | None = None,
     ) -> None:
@@ -72,6 +72,7 @@ class Heartbeat:
         self._beat_seconds = beat_seconds
         self._lease_seconds = lease_seconds
         self._vitals = vitals
+        self._max_wait_hours = max_wait_hours
         self._echo = echo
         self._end_process = end_process
         self._kept: dict[UUID, _Kept] = {}
@@ -90,12 +91,12 @@ class Heartbeat:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop beating and wait for the thread, at most a command's time-out."""
+        """Stop beating and wait for the thread, a second if it hangs on a frozen link."""
         self._stopped.set()
         loop, woken = self._loop, self._woken
         if loop is not None and woken is not None and not loop.is_closed():
             loop.call_soon_threadsafe(woken.set)
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=1)
 
     def add(self, lease: Lease, *, patience_seconds: Callable[[], float] | None = None) -> None:
         """Renew this lease from the next beat on.
@@ -277,7 +278,7 @@ class Heartbeat:
                         lease.epoch,
                         pause_seconds,
                         reason,
-                        _LONGEST_WAIT_SECONDS,
+                        self._max_wait_hours * 3600,
                     )
         except LeaseLost:
             lease.lost()

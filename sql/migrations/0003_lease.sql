@@ -72,6 +72,7 @@ create index if not exists passes_by_death
 alter table fullpass.workers
     add column if not exists peak_rss_bytes bigint,
     add column if not exists jobs int,
+    add column if not exists lease_seconds float8,
     add column if not exists llm_held_by text;  -- what keeps llm_limit: ceiling, memory or rate
 
 -- A stable share of users, 0-99.
@@ -305,9 +306,43 @@ begin
 end
 $$;
 
+-- Sets aside a job that the database does not let change hands (a tampered number, a constraint or
+-- trigger of the app's): failed with what was said, so that nothing waits behind it. False when not
+-- even that is let through. Trouble of the server's own is no job's fault and is raised.
+create or replace function fullpass.set_aside(
+    p_job public.processing_jobs, p_state text, p_problem text
+) returns boolean language plpgsql as $$
+declare
+    v_error text := left(format('%s: the database refused to hand out this job: %s',
+                                coalesce((p_job).current_step, 'start'), p_problem), 500);
+begin
+    if left(p_state, 2) not in ('21', '22', '23', '44', 'P0') then
+        raise exception using errcode = p_state, message = p_problem;
+    end if;
+    update public.processing_jobs j set
+        status = 'failed', error_message = v_error, completed_at = clock_timestamp(),
+        lease_expires_at = null,
+        lease_epoch = 1 + greatest(case when j.lease_epoch < 1e18 then j.lease_epoch end,
+            (select p.lease_epoch from fullpass.passes p where p.job_id = j.id), 0)
+    where j.id = (p_job).id;
+    perform fullpass.note_event(p_job, 'failed', null, jsonb_build_object('error', v_error));
+    begin
+        perform fullpass.show_profile((p_job).user_id, 'failed', p_error => v_error,
+                                      p_stage => 'failed');
+    exception when others then
+        raise warning 'job %: the profile cannot be written: %', (p_job).id, sqlerrm;
+    end;
+    return true;
+exception when data_exception or integrity_constraint_violation or raise_exception then
+    raise warning 'job % cannot be set aside: %', (p_job).id, sqlerrm;
+    return false;
+end
+$$;
+
 -- Recovers up to p_limit jobs whose lease ran out. The attempt is given back: a dead worker is not
 -- the job's error (promise 9). What the death says of the job:
 --   it left new receipts or chunks behind   nothing: crashes start again at 0
+--   the worker beats and did not renew it   nothing: it never heard that it had the job
 --   the worker died with several jobs       one of them may be at fault: each runs alone next
 --   the worker died with this job alone     a crash; two of them quarantine it, with the evidence
 -- Rows that were never leased are never swept.
@@ -320,6 +355,7 @@ declare
     v_since timestamptz;
     v_progressed boolean;
     v_shared boolean;
+    v_alive boolean;
     v_memory text;
     v_count int := 0;
 begin
@@ -333,56 +369,67 @@ begin
         order by j.lease_expires_at
         limit p_limit for update of j skip locked
     loop
-        continue when not fullpass.profile_free(v.user_id);
-        v_count := v_count + 1;
-        select * into v_pass from fullpass.passes where job_id = v.id for update;
-        v_since := coalesce(v_pass.last_death_at, v_pass.claimed_at, v.started_at);
-        v_progressed := coalesce(v_pass.advanced_at > v_since, false)
-            or exists (select from fullpass.llm_calls c
-                       where c.job_id = v.id and c.created_at > v_since);
-        v_shared := v.worker_id is not null and (
-            exists (select from public.processing_jobs o
-                    where o.worker_id = v.worker_id and o.status = 'processing' and o.id <> v.id)
-            or exists (select from fullpass.passes d
-                       where d.death_worker = v.worker_id and d.job_id <> v.id));
-        v.crashes := case when v_progressed then 0
-                          else coalesce(v.crashes, 0) + (not v_shared)::int end;
-        v.attempts := greatest(0, coalesce(v.attempts, 0) - 1);
-        update fullpass.passes set
-            last_death_at = clock_timestamp(), death_worker = v.worker_id,
-            death_epoch = v.lease_epoch, death_counted = not v_progressed and not v_shared,
-            alone = v_shared or not v_progressed
-        where job_id = v.id;
-        select * into v_worker from fullpass.workers where worker_id = v.worker_id;
-        if v.cancel_requested_at is not null then
-            perform fullpass.end_job(v, 'cancelled', 'cancelled', null);
-        elsif v.crashes >= 2 then
-            v_memory := case when v_worker.peak_rss_bytes is null then 'its memory is not known'
-                else format('peak memory %s MB of %s MB%s', v_worker.peak_rss_bytes >> 20,
-                            coalesce((v_worker.memory_limit_bytes >> 20)::text, '?'),
-                            case when v_worker.peak_rss_bytes > 0.85 * v_worker.memory_limit_bytes
-                                 then ': it probably ran out of memory' else '' end) end;
-            perform fullpass.end_job(v, 'failed', 'quarantined', format(
-                '%s: the worker died twice with this job alone and without any progress; the last '
-                'was %s, %s. The job is set aside: look at its memory and its input, then run '
-                'fullpass.retry(%L)',
-                coalesce(v.current_step, 'start'), v.worker_id, v_memory, v.id),
-                jsonb_build_object(
-                    'crashes', v.crashes, 'peak_rss_bytes', v_worker.peak_rss_bytes,
-                    'memory_limit_bytes', v_worker.memory_limit_bytes,
-                    'last_beat_at', v_worker.last_beat_at));
-        else
-            update public.processing_jobs set
-                status = 'pending', lease_epoch = coalesce(lease_epoch, v_pass.lease_epoch) + 1,
-                lease_expires_at = null, attempts = v.attempts, crashes = v.crashes,
-                worker_id = null, run_at = fullpass.due_at(v, 0)
-            where id = v.id;
-            perform fullpass.note_event(v, 'recovered', null, jsonb_build_object(
-                'crashes', v.crashes, 'progressed', v_progressed, 'shared', v_shared,
-                'lease_expired_at', v.lease_expires_at,
-                'peak_rss_bytes', v_worker.peak_rss_bytes));
-            perform fullpass.show_profile(v.user_id, 'pending');
-        end if;
+        begin
+            continue when not fullpass.profile_free(v.user_id);
+            v_count := v_count + 1;
+            select * into v_pass from fullpass.passes where job_id = v.id for update;
+            select * into v_worker from fullpass.workers where worker_id = v.worker_id;
+            -- A beat renews all that the worker knows of, or meets a transaction of its own, which
+            -- did so less than half a lease ago.
+            v_alive := coalesce(v_worker.last_beat_at
+                                + make_interval(secs => v_worker.lease_seconds / 2)
+                                > v.lease_expires_at, false);
+            v_since := coalesce(v_pass.last_death_at, v_pass.claimed_at, v.started_at);
+            v_progressed := coalesce(v_pass.advanced_at > v_since, false)
+                or exists (select from fullpass.llm_calls c
+                           where c.job_id = v.id and c.created_at > v_since);
+            v_shared := v.worker_id is not null and (
+                exists (select from public.processing_jobs o
+                        where o.worker_id = v.worker_id and o.status = 'processing'
+                          and o.id <> v.id)
+                or exists (select from fullpass.passes d
+                           where d.death_worker = v.worker_id and d.job_id <> v.id));
+            v.crashes := case when v_progressed then 0
+                              else coalesce(v.crashes, 0) + (not v_shared and not v_alive)::int end;
+            v.attempts := greatest(0, coalesce(v.attempts, 0) - 1);
+            update fullpass.passes set
+                last_death_at = clock_timestamp(), death_worker = v.worker_id,
+                death_epoch = v.lease_epoch, death_counted = not v_progressed and not v_shared,
+                alone = v_shared or not v_progressed
+            where job_id = v.id and not v_alive;
+            if v.cancel_requested_at is not null then
+                perform fullpass.end_job(v, 'cancelled', 'cancelled', null);
+            elsif v.crashes >= 2 then
+                v_memory := case when v_worker.peak_rss_bytes is null then 'its memory is not known'
+                    else format('peak memory %s MB of %s MB%s', v_worker.peak_rss_bytes >> 20,
+                                coalesce((v_worker.memory_limit_bytes >> 20)::text, '?'),
+                                case when v_worker.peak_rss_bytes
+                                          > 0.85 * v_worker.memory_limit_bytes
+                                     then ': it probably ran out of memory' else '' end) end;
+                perform fullpass.end_job(v, 'failed', 'quarantined', format(
+                    '%s: the worker died twice with this job alone and without any progress; the '
+                    'last was %s, %s. The job is set aside: look at its memory and its input, then '
+                    'run fullpass.retry(%L)',
+                    coalesce(v.current_step, 'start'), v.worker_id, v_memory, v.id),
+                    jsonb_build_object(
+                        'crashes', v.crashes, 'peak_rss_bytes', v_worker.peak_rss_bytes,
+                        'memory_limit_bytes', v_worker.memory_limit_bytes,
+                        'last_beat_at', v_worker.last_beat_at));
+            else
+                update public.processing_jobs set
+                    status = 'pending', lease_epoch = coalesce(lease_epoch, v_pass.lease_epoch) + 1,
+                    lease_expires_at = null, attempts = v.attempts, crashes = v.crashes,
+                    worker_id = null, run_at = fullpass.due_at(v, 0)
+                where id = v.id;
+                perform fullpass.note_event(v, 'recovered', null, jsonb_build_object(
+                    'crashes', v.crashes, 'progressed', v_progressed, 'shared', v_shared,
+                    'alive', v_alive, 'lease_expired_at', v.lease_expires_at,
+                    'peak_rss_bytes', v_worker.peak_rss_bytes));
+                perform fullpass.show_profile(v.user_id, 'pending');
+            end if;
+        exception when others then
+            perform fullpass.set_aside(v, sqlstate, sqlerrm);
+        end;
     end loop;
     return v_count;
 end
@@ -435,12 +482,14 @@ begin
     perform fullpass.note_event(v, p_event, null,
         coalesce(p_data, '{}') || jsonb_strip_nulls(jsonb_build_object('error', p_error)));
     if p_status = 'cancelled' then
-        perform fullpass.show_profile(
-            v.user_id,
-            case when exists (select from public.user_profiles
-                              where user_id = v.user_id and memory_md is not null)
-                 then 'complete' else 'pending' end,
-            p_error => '', p_stage => 'cancelled');
+        -- While another job of this user runs, the profile is that job's to write.
+        if exists (select from public.processing_jobs
+                   where user_id = v.user_id and status = 'processing') then
+            return;
+        end if;
+        perform fullpass.show_profile(v.user_id, 'pending', p_error => '', p_stage => 'cancelled');
+        update public.user_profiles set full_pass_status = 'complete'
+        where user_id = v.user_id and memory_md is not null;
     elsif p_status = 'failed' then
         perform fullpass.show_profile(v.user_id, 'failed', p_error => p_error, p_stage => 'failed');
     else
@@ -635,10 +684,16 @@ begin
         end if;
         begin
             v := fullpass.take(v, p_worker, p_lease_seconds, p_version);
-        exception when unique_violation then  -- a job of this user was taken past the line
-            update fullpass.tickets set ready = false, due_at = v_now + v_soon
-            where id = v_ticket.id;
-            continue;
+        exception
+            when unique_violation then  -- a job of this user was taken past the line
+                update fullpass.tickets set ready = false, due_at = v_now + v_soon
+                where id = v_ticket.id;
+                continue;
+            when others then
+                continue when fullpass.set_aside(v, sqlstate, sqlerrm);
+                update fullpass.tickets set ready = false, due_at = v_now + interval '1 minute'
+                where id = v_ticket.id;
+                continue;
         end;
         if exists (select from public.processing_jobs
                    where user_id = v.user_id and status = 'pending') then
@@ -694,8 +749,8 @@ create or replace function fullpass.beat(
 begin
     insert into fullpass.workers as w (
         worker_id, version, rss_bytes, memory_limit_bytes, loop_lag_ms, llm_in_flight, llm_limit,
-        waiting_for, peak_rss_bytes, llm_held_by, jobs)
-    select p_worker, v.*, cardinality(p_jobs) from jsonb_to_record(p_vitals) as v (
+        waiting_for, peak_rss_bytes, llm_held_by, jobs, lease_seconds)
+    select p_worker, v.*, cardinality(p_jobs), p_lease_seconds from jsonb_to_record(p_vitals) as v (
         version text, rss_bytes bigint, memory_limit_bytes bigint, loop_lag_ms real,
         llm_in_flight int, llm_limit int, waiting_for text, peak_rss_bytes bigint, llm_held_by text)
     on conflict (worker_id) do update set
@@ -703,7 +758,8 @@ begin
         peak_rss_bytes = greatest(w.peak_rss_bytes, excluded.peak_rss_bytes, excluded.rss_bytes),
         memory_limit_bytes = excluded.memory_limit_bytes, loop_lag_ms = excluded.loop_lag_ms,
         llm_in_flight = excluded.llm_in_flight, llm_limit = excluded.llm_limit,
-        waiting_for = excluded.waiting_for, llm_held_by = excluded.llm_held_by;
+        waiting_for = excluded.waiting_for, llm_held_by = excluded.llm_held_by,
+        lease_seconds = excluded.lease_seconds;
     return query
     with mine as (
         select * from unnest(p_jobs, p_epochs) as m (id, epoch)
@@ -938,7 +994,11 @@ begin
     update fullpass.llm_calls set call_key = null where job_id = p_job_id and not usable;
     delete from fullpass.chunk_outcomes where job_id = p_job_id and outcome = 'failed';
     perform fullpass.note_event(v, 'retry_requested');
-    perform fullpass.show_profile(v.user_id, 'pending', p_stage => 'queued', p_error => '');
+    -- While another job of this user runs, the profile is that job's to write.
+    if not exists (select from public.processing_jobs
+                   where user_id = v.user_id and status = 'processing') then
+        perform fullpass.show_profile(v.user_id, 'pending', p_stage => 'queued', p_error => '');
+    end if;
     perform pg_notify('fullpass_jobs', '');
     return true;
 end

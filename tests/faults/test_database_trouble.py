@@ -116,6 +116,28 @@ async def test_a_worker_behind_a_frozen_link_starts_nothing_once_its_lease_may_b
     assert (await queue.row(job))["crashes"] == 0
 
 
+async def test_a_drain_behind_a_frozen_link_ends_when_the_grace_does(
+    queue: Queue, tmp_path: Path
+) -> None:
+    await queue.add("steps=600,ms=20", count=2)
+    with (
+        TcpProxy(queue.url) as proxy,
+        queue_worker(
+            proxy.url,
+            log=tmp_path / "log",
+            lease_seconds=60,
+            heartbeat_seconds=10,
+            poll_interval_seconds=0.1,
+            shutdown_grace_seconds=1,
+        ) as worker,
+    ):
+        await queue.until("select exists (select from effects)")
+        proxy.freeze()
+        await asyncio.sleep(0.5)  # a claim and every step hang by now; the deadline is below
+        worker.terminate()
+        assert await asyncio.to_thread(worker.wait, 20) == 0
+
+
 async def test_a_server_restarted_in_the_midst_is_waited_for_and_said_to_be(tmp_path: Path) -> None:
     folder = tmp_path / "postgres"
     folder.mkdir()

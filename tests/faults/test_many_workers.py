@@ -156,6 +156,17 @@ async def test_a_second_signal_exits_at_once_and_a_late_drain_still_gives_the_jo
     assert (await queue.events(job))[-1] == "released"
 
 
+async def test_a_worker_that_ends_for_a_defect_gives_its_jobs_back_first(queue: Queue) -> None:
+    (job,) = await queue.add("steps=600,ms=20")
+    with queue_worker(queue.url, poll_interval_seconds=0.2, lease_seconds=60) as worker:
+        await queue.until("select exists (select from effects)")
+        await queue.db.execute("alter function fullpass.sweep(int) rename to swept")
+        assert await asyncio.to_thread(worker.wait, 10) == 1
+    row = await queue.row(job)
+    assert (row["status"], row["attempts"]) == ("pending", 0)
+    assert (await queue.events(job))[-1] == "released"
+
+
 async def test_a_killed_workers_job_runs_again_within_lease_and_poll(queue: Queue) -> None:
     (job,) = await queue.add("steps=40,ms=100")
     with (

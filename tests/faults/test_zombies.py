@@ -61,7 +61,8 @@ async def test_a_worker_frozen_inside_a_transaction_does_not_hold_its_job_up(que
     (job,) = await queue.add("steps=3,ms=10,hold=1:30")
     with queue_worker(queue.url) as zombie:
         await queue.until(
-            "select exists (select from pg_stat_activity where state = 'idle in transaction' "
+            "select exists (select from pg_stat_activity where datname = current_database() "
+            "and state = 'idle in transaction' "
             "and query like '%fullpass.progress%')"
         )
         zombie.send_signal(signal.SIGSTOP)
@@ -69,7 +70,8 @@ async def test_a_worker_frozen_inside_a_transaction_does_not_hold_its_job_up(que
         held_by = (await queue.row(job))["worker_id"]
         # The server ends what the frozen worker left open; the next one need not hold it open too.
         await queue.until(
-            "select not exists (select from pg_stat_activity where state = 'idle in transaction' "
+            "select not exists (select from pg_stat_activity "
+            "where datname = current_database() and state = 'idle in transaction' "
             "and query like '%fullpass.progress%')",
             seconds=5,
         )

@@ -210,17 +210,19 @@ async def test_a_later_answer_supersedes_an_earlier_one_and_both_stay_known(
     assert "Porto" not in memory
 
 
-async def test_sections_that_fail_leave_yesterdays_and_the_pass_still_completes(
-    db: Any, database_url: str, tmp_path: Path
+@pytest.mark.parametrize("fault", ["malformed", "stall", "server_error"])
+async def test_sections_that_fail_twice_leave_yesterdays_and_the_pass_still_completes(
+    db: Any, database_url: str, tmp_path: Path, fault: str
 ) -> None:
     export = planted_export(conversations=3)
     user = uuid.uuid4()
     await db.execute("insert into user_profiles (user_id, soul_md) values ($1, 'yesterday')", user)
     job = await insert_job(db, export.write(tmp_path / "c.json"), user)
     with AnthropicServer(truth=export.truth) as server:
-        server.behave(faults={"malformed": 1.0}, fault_purposes=("sections",))
-        tally = await work_once(database_url, server.url)
+        server.behave(faults={fault: 1.0}, fault_purposes=("sections",), retry_after_seconds=None)
+        tally = await work_once(database_url, server.url, sections_timeout_seconds=1.0)
     assert tally.completed == [job]
+    assert sum(call.purpose == "sections" for call in server.record.calls) == 2
     profile = await db.fetchrow("select * from user_profiles where user_id = $1", user)
     assert profile["soul_md"] == "yesterday"
     assert profile["memory_md"]

@@ -232,6 +232,9 @@ async def die(pool: Pool, *job_ids: uuid.UUID) -> None:
     """Let the leases of a dead worker run out, and sweep."""
     for job_id in job_ids:
         await expire(pool, job_id)
+    await pool.execute(
+        "update fullpass.workers set last_beat_at = last_beat_at - interval '1 hour'"
+    )
     await pool.execute("select fullpass.sweep()")
 
 

@@ -219,10 +219,16 @@ class Search:
             "select user_id, ready, alone, reserved_by, count(*) > 0 from fullpass.tickets "
             "group by 1, 2, 3, 4 order by 1, 2, 3, 4"
         )
+        # A sweep asks who still beats.
+        beats = await self.db.fetch(
+            "select worker_id, last_beat_at > clock_timestamp() - interval '10 seconds' "
+            "from fullpass.workers order by 1"
+        )
         epoch_of = {row["id"]: row["lease_epoch"] for row in rows}
         beliefs = frozenset((w, j, epoch_of[j] - e) for w, j, e in known.beliefs)
         shapes = tuple(tuple(v for k, v in row.items() if k != "lease_epoch") for row in rows)
-        return shapes, tuple(tuple(t) for t in tickets), beliefs, known.errors, known.finished
+        lines = (*(tuple(t) for t in tickets), *(tuple(b) for b in beats))
+        return shapes, lines, beliefs, known.errors, known.finished
 
     @asynccontextmanager
     async def taken_back(self) -> AsyncIterator[None]:

@@ -148,6 +148,10 @@ class Behaviour:
     memory_omit_share: float = 0.0
     memory_uncited_lines: int = 0
     memory_miscited_lines: int = 0
+    memory_padded_share: float = 0.0
+    """Share of the lines that say something besides, which no fact supports."""
+    memory_lazy_share: float = 0.0
+    """Share of the lines that cite all of their facts and say the first only."""
     sections: Literal["valid", "missing", "wrong_type", "empty"] = "valid"
 
     def changed(self, changes: dict[str, Any]) -> Behaviour:

@@ -204,7 +204,7 @@ def _memory(question: Question) -> Answer:
         by_category[fact.category].append(fact)
     size = max(1, how.memory_facts_per_line)
     lines = [
-        _line(category, group[at : at + size], mild=how.memory_mild)
+        _line(category, group[at : at + size], how, dice)
         for category, group in by_category.items()
         for at in range(0, len(group), size)
     ]
@@ -218,10 +218,16 @@ def _memory(question: Question) -> Answer:
     return Answer({"lines": lines}, facts=len(facts), answered=len(lines))
 
 
-def _line(category: str, facts: Sequence[ShownFact], *, mild: bool) -> dict[str, Any]:
+def _line(
+    category: str, facts: Sequence[ShownFact], how: Behaviour, dice: Random
+) -> dict[str, Any]:
     text = "; ".join(fact.statement for fact in facts)
-    if mild:
+    if how.memory_mild:
         text = mildly(", and ".join(fact.statement for fact in facts))
+    if dice.random() < how.memory_padded_share:
+        text = f"{text} and robs banks"
+    if dice.random() < how.memory_lazy_share:
+        text = facts[0].statement
     return {"category": category, "text": text, "facts": [fact.number for fact in facts]}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from math import inf
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from daemon.fullpass.alike import abroad, alike
 from daemon.fullpass.consolidate import worded
-from daemon.fullpass.judge import batched
+from daemon.fullpass.judge import _told, batched
 from daemon.fullpass.meaning import may_be_same, says_only
 from daemon.fullpass.sayings import Mention, Sayings
 from daemon.fullpass.supersede import Meaning, succeed
@@ -396,3 +397,43 @@ def test_any_text_can_be_read(one: str, other: str) -> None:
     assert read(one).key == a.key
     may_be_same(a, b)
     says_only(a, [b])
+
+
+def test_two_sisters_answer_for_themselves_whatever_their_slot() -> None:
+    diet = "sister's diet"
+    both = ("Sister Ipek is vegan", 0, diet), ("Sister Ilke is a vegetarian", 9, diet)
+    assert current(*both) == [0, 1]
+    assert current(both[0], ("Sister Ipek is a vegetarian", 9, diet)) == [1]
+
+
+@pytest.mark.parametrize("relation", [[], {}, None, 3, ["same"], "identical"])
+def test_an_answer_of_any_shape_about_a_pair_is_passed_over(relation: object) -> None:
+    assert _told({"pair": 1, "relation": relation}) is None
+    assert _told({"pair": relation, "relation": "same"}) in {None, (3, "same")}
+
+
+def test_an_answer_said_again_later_is_not_replaced_by_what_came_between() -> None:
+    """Two answers that replaced each other would both be gone from MEMORY."""
+    known = Sayings()
+    told = [("Lives in Porto", 2020), ("Lives in Ghent", 2022), ("Живёт в Порту", 2020)]
+    for n, (statement, since) in enumerate(told):
+        known.add(
+            Mention(
+                row=n,
+                source="chatgpt",
+                category="preferences",
+                slot="home city",
+                statement=statement,
+                confidence="high",
+                place=f"conversation-{n}/message",
+                position=0,
+                observed=START + n * DAY,
+                valid_from=date(since, 1, 1).toordinal(),
+            )
+        )
+    known.unite_certain()
+    porto, ghent, again = sorted(known.all, key=lambda s: s.newest_row)
+    known.unite(porto, again)  # as a model says of the two
+    meanings = [Meaning(sayings) for sayings in known.meanings()]
+    succeed(known, meanings, {(known.meaning_of(porto), known.meaning_of(ghent)): True})
+    assert [m.newest.newest_row for m in meanings if m.replaced_by is None] == [2]

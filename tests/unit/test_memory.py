@@ -38,6 +38,10 @@ def item(
         ("No longer eats meat", ["Doesn't eat meat"]),
         ("喜欢喝茶", ["喜欢喝茶"]),
         ("Lubi herbatę, and Likes chess", ["Lubi herbatę", "Likes chess"]),
+        ("Currently builds a boat and plays chess", ["Is building a boat", "Plays chess"]),
+        ("Eats fish but doesn't eat meat", ["Eats fish", "Doesn't eat meat"]),
+        ("Isst kein Fleisch und mag Hunde", ["Isst kein Fleisch", "Mag Hunde"]),
+        ("Любит собак и кошек", ["Любит собак", "Любит кошек"]),
     ],
 )
 def test_a_line_may_reword_and_join(line: str, facts: list[str]) -> None:
@@ -59,6 +63,22 @@ def test_a_line_may_reword_and_join(line: str, facts: list[str]) -> None:
             ["Anna lives in Ghent", "Marta lives in Porto"],
         ),
         ("Loves long walks by the sea at dawn with friends", ["Likes walks"]),
+        # Something added, in a line that is otherwise its facts'
+        ("Works as a nurse at the clinic and drinks heavily", ["Works as a nurse at the clinic"]),
+        ("Mag Hunde und Schlangen", ["Mag Hunde und Katzen"]),
+        ("喜欢喝红茶", ["喜欢喝绿茶"]),
+        ("Unemployed as a nurse", ["Employed as a nurse"]),
+        # Something left out: its fact would be gone and yet cited
+        ("Likes tea", ["Likes tea", "Loves rock climbing"]),
+        ("Eats fish", ["Only eats fish"]),
+        # One fact's word given to another
+        ("Hates cats and loves dogs", ["Hates dogs", "Loves cats"]),
+        ("Hates cats and dogs", ["Hates cats", "Has dogs"]),
+        ("Doesn't eat meat but eats fish", ["Eats meat", "Doesn't eat fish"]),
+        (
+            "Doesn't eat meat, doesn't eat fish, drinks wine",
+            ["Doesn't eat meat", "Eats fish", "Doesn't drink wine"],
+        ),
         ("", ["Lives in Ghent"]),
     ],
 )
@@ -81,6 +101,27 @@ def test_a_fact_that_no_line_covers_stands_as_it_is() -> None:
     )
     assert [line.text for line in lines] == ["Resides in Ghent", "Has two cats"]
     assert details == {"lines_accepted": 1, "lines_rejected": 5, "facts_added_as_they_stand": 1}
+
+
+@pytest.mark.parametrize("cited", [1, 1.0, True, "1", {"1": 1}, [[1]], [{}], [10**30], None])
+def test_citations_of_any_shape_are_read_or_passed_over(cited: object) -> None:
+    (line,), details = accept(
+        [{"text": "Resides in Ghent", "facts": cited}], [item("Lives in Ghent")]
+    )
+    assert line.text == "Lives in Ghent"
+    assert details["lines_rejected"] == 1
+
+
+def test_a_line_cites_all_of_its_facts() -> None:
+    items = [item(f"Likes {fruit}", n) for n, fruit in enumerate("abcdefgh", start=1)]
+    text = "; ".join(i.statement for i in items)
+    (line,), _ = accept([{"text": text, "facts": list(range(1, 9))}], items)
+    assert line.render().count("f:") == 8
+
+
+def test_no_citation_is_made_by_taking_one_away() -> None:
+    (line,), _ = accept([], [item("Likes tea [f:[f:]00000000]")])
+    assert line.render().count("f:") == 1
 
 
 def test_markup_in_a_line_cannot_leave_its_item() -> None:

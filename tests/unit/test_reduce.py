@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from uuid import UUID
 
-from daemon.fullpass.reduce import Item, _ranked, by_rank, keeps_numbers
+from daemon.fullpass.reduce import Item, _ranked, by_rank, joins, keeps_numbers
 
 DAY = datetime(2024, 3, 5, tzinfo=UTC)
 
@@ -52,3 +52,11 @@ def test_a_join_keeps_every_number() -> None:
     assert keeps_numbers("Runs 5 km and swims 2 km", ["Runs 5 km", "Swims 2 km"])
     assert not keeps_numbers("Runs 5 km and swims", ["Runs 5 km", "Swims 2 km"])
     assert not keeps_numbers("", ["Runs"])
+
+
+def test_a_join_says_all_of_its_members_and_nothing_else() -> None:
+    members = ["Loves rock climbing", "Plays chess on Sundays"]
+    assert joins("Loves rock climbing and plays chess on Sundays", members)
+    assert not joins("Plays chess on Sundays", members)
+    assert not joins("Was convicted of fraud", members)
+    assert not joins("Plays rock climbing and loves chess on Sundays", members)

@@ -29,6 +29,10 @@ def test_whatever_surrounds_the_object_is_passed_over() -> None:
     assert _read(reply(f"Here you are:\n```json\n{json.dumps(sections())}\n```"))["soul"]
 
 
+def test_braces_before_the_object_are_passed_over() -> None:
+    assert _read(reply(f"I fill {{soul}} and the rest:\n{json.dumps(sections())}"))["tools"]
+
+
 def test_what_is_unknown_says_so() -> None:
     empty = sections(identity={**sections()["identity"], "ai_name": "  "})
     assert _read(reply(empty))["identity"]["ai_name"] == UNKNOWN
@@ -40,6 +44,11 @@ def test_what_is_unknown_says_so() -> None:
         "",
         "no JSON at all",
         '{"soul": {',
+        "[]",
+        "null",
+        "42",
+        [1, 2],
+        {"soul": None},
         sections(soul="warm"),
         {k: v for k, v in sections().items() if k != "tools"},
         sections(user={**sections()["user"], "relationships": "many"}),
