@@ -35,16 +35,6 @@ create index if not exists staged_chunks_by_index on fullpass.staged_chunks (job
 drop index if exists fullpass.staged_chunks_by_job;
 drop function if exists fullpass.apply_staged(uuid, uuid, text, int);
 
--- A text is compressed once, when it is staged, and moved as it is: by lz4 where the server has it,
--- which takes a fraction of the time that Postgres's own method does.
-do $$
-begin
-    alter table fullpass.staged_chunks alter column content set compression lz4;
-exception when feature_not_supported or invalid_parameter_value then
-    null;
-end
-$$;
-
 -- Gives staged rows whose very text is stored already the id of that row, which so stays.
 create or replace function fullpass.match_staged(
     p_job uuid, p_user uuid, p_source text, p_version int, p_conversations text[]
