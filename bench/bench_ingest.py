@@ -203,6 +203,7 @@ class Bench:
             "read_and_cut": measure.read_and_cut,
         }
         rates: dict[str, list[float]] = {name: [] for name in (*steps, "end_to_end")}
+        used: list[measure.Processor] = []
         with self.worker() as process:
             self.finished(self.enqueue(self._small()))  # it is up and warm
             for _ in range(self._options.rounds):
@@ -210,8 +211,10 @@ class Bench:
                     started = time.perf_counter()
                     step(made.path)
                     rates[name].append(megabytes / (time.perf_counter() - started))
+                before = self._processor_used(process.pid)
                 job = self.enqueue(made)
                 rates["end_to_end"].append(megabytes / self.finished(job))
+                used.append(self._processor_used(process.pid).since(before))
                 self.check(job, made)
                 self.asked("truncate conversation_chunks, fullpass.conversations cascade")
             process.terminate()
@@ -227,9 +230,23 @@ class Bench:
         self.clear()
         return [
             *(Metric(f"{n}_mb_per_second", statistics.median(r), "MB/s") for n, r in rates.items()),
+            *(
+                Metric(
+                    f"{name}_processor_ms_per_mb",
+                    statistics.median(getattr(u, name) for u in used) / megabytes * 1_000,
+                    "ms/MB",
+                )
+                for name in ("reader", "worker", "postgres")
+            ),
             Metric("parse_share_of_bare_scanner", share("parse_and_linearise"), "×", 0.7, at_least=True),
             Metric("end_to_end_share_of_bare_scanner", share("end_to_end"), "×", 0.35, at_least=True),
         ]  # fmt: skip
+
+    def _processor_used(self, worker_pid: int) -> measure.Processor:
+        """Ask the processes themselves; a server from outside may run on another machine."""
+        own = self._options.database_url is None
+        rows = self.asked("select pid from pg_stat_activity") if own else []
+        return measure.processor_used(worker_pid, [row["pid"] for row in rows])
 
     def _small(self) -> Made:
         return write_export(self._folder / "small.json", megabytes=0.2)

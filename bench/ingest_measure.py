@@ -28,7 +28,7 @@ from daemon.fullpass.chunks import chunk, conversation_hash, tiers_for
 from daemon.settings import load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 HERE = Path(__file__).resolve().parent
 MB = 1_000_000
@@ -139,6 +139,34 @@ def texts_of(path: Path) -> list[list[str]]:
 
 
 # --- a worker's process tree
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """Seconds of a processor that were used so far."""
+
+    reader: float
+    worker: float
+    postgres: float
+
+    def since(self, before: Processor) -> Processor:
+        """Return what was used since then."""
+        return Processor(
+            self.reader - before.reader,
+            self.worker - before.worker,
+            self.postgres - before.postgres,
+        )
+
+
+def processor_used(worker_pid: int, postgres_pids: Iterable[int]) -> Processor:
+    """Ask what a worker, the readers of it that ended, and a server's processes have used."""
+    own = psutil.Process(worker_pid).cpu_times()
+    postgres = 0.0
+    for pid in postgres_pids:
+        with contextlib.suppress(psutil.Error):
+            times = psutil.Process(pid).cpu_times()
+            postgres += times.user + times.system
+    return Processor(own.children_user + own.children_system, own.user + own.system, postgres)
 
 
 @dataclass(frozen=True, slots=True)

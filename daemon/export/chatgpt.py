@@ -112,6 +112,7 @@ _AUTHORS: dict[str, Role | None] = {
 }
 _PLAIN = frozenset({"text", "multimodal_text"})
 _THIRD_PARTY = frozenset({"tether_quote", "sonic_webpage"})
+_KNOWN = _PLAIN | _THIRD_PARTY | _TOOL_TRAFFIC
 _CONTEXT = frozenset({"user_editable_context", "model_editable_context"})
 
 # Scopes seen in exports are global_enabled and project-only ones: in both the app itself remembers.
@@ -328,17 +329,17 @@ class ChatGPTReader:
         content = mapping_of(content)
         kind = content.get("content_type")
         kind = kind if isinstance(kind, str) else ("text" if "parts" in content else "")
-        at = time_of(raw.create_time)
         if kind in _CONTEXT or (role == "system" and metadata.is_user_system_message):
             yield from self._context(kind, content, metadata)
             return
-        message_id = identifier(raw.id) or key
         if recipient == "bio" or name == "bio":
             text = any_text(content)
+            message_id = identifier(raw.id) or key
             if text and fold(text) != _BIO_RECEIPT:
+                at = time_of(raw.create_time)
                 yield Message(id=message_id, role="memory", text=text, at=at)
             return
-        if kind not in _PLAIN | _THIRD_PARTY | _TOOL_TRAFFIC and content:
+        if kind not in _KNOWN and content:
             self._report.unknown(clean(kind))
         if role not in _AUTHORS:
             # Nobody's words as far as the file says: kept to be read, never to rest a fact on.
@@ -361,7 +362,8 @@ class ChatGPTReader:
             text = any_text(content)
         text = strip_citations(text).strip()
         if text:
-            yield Message(id=message_id, role=speaker, text=text, at=at)
+            message_id = identifier(raw.id) or key
+            yield Message(id=message_id, role=speaker, text=text, at=time_of(raw.create_time))
 
     def _context(
         self, kind: str, content: dict[str, Any], metadata: _Metadata

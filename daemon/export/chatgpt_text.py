@@ -30,6 +30,9 @@ def parts_text(content: dict[str, Any]) -> str:
         return clean(parts)
     if not isinstance(parts, list):
         return clean(content.get("text"))
+    if len(parts) == 1 and isinstance(parts[0], str):  # nearly every message
+        text = clean(parts[0])
+        return text if text.strip() else ""
     texts: list[str] = []
     spoken = any(isinstance(part, dict) and clean(part.get("text")).strip() for part in parts)
     for part in parts:

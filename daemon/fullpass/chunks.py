@@ -14,24 +14,34 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from json.encoder import encode_basestring_ascii
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from daemon.errors import UsageError
-from daemon.fullpass.tokens import Weighed, Weight, estimate_tokens, weigh
+from daemon.fullpass.tokens import (
+    Weighed,
+    Weight,
+    estimate_tokens,
+    weigh,
+    weigh_each,
+    weigh_joined,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from datetime import datetime
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from daemon.export.conversation import Conversation, Message
+    from daemon.export.conversation import Conversation, Message, Role
     from daemon.settings import Settings
 
 CHUNKING_VERSION = 2
 """Number of this algorithm; 1 is the system before this one."""
 
-_LABELS = {
+_LABELS: dict[Role, str] = {
     "user": "User",
     "assistant": "Assistant",
     "instructions": "Custom instructions",
@@ -41,6 +51,8 @@ _LABELS = {
 _JOINT = "\n\n"
 _JOINT_WEIGHT = weigh(_JOINT)
 _RULER_CHARACTERS = 64 * 1024
+_AT_ONCE_CHARACTERS = 64 * 1024
+"""About so much text is weighed, or hashed, at a time: enough to be quick, too little to hold."""
 _GUESSES = 12
 _LONGEST_CHARACTER = 64
 """More code points than this drawn as one are no character of any language."""
@@ -76,8 +88,7 @@ class Tier:
     measure: Callable[[str], int]
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(msgspec.Struct, frozen=True):
     """A message, or a piece of one, within a chunk: characters [start, stop) of its content."""
 
     message_id: str
@@ -87,8 +98,7 @@ class Span:
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True):
     """A chunk of one conversation, ready to be stored."""
 
     tier: str
@@ -136,9 +146,10 @@ def cut(conversation: Conversation, tier: Tier) -> Iterator[Chunk]:
     else:  # too large to be held: cut twice rather than keep the chunks
         total = sum(1 for _ in _packed(conversation.messages, tier))
     seen: Counter[bytes] = Counter()
+    named = json.dumps([conversation.source, conversation.id, tier.name])[:-1]
     for index, pieces in enumerate(packs):
         content, spans = _joined(pieces)
-        base = _digest(conversation, tier, content, spans)
+        base = _digest(named, content, spans)
         mark = bytes.fromhex(base)
         seen[mark] += 1
         yield Chunk(
@@ -162,15 +173,20 @@ def conversation_hash(conversation: Conversation, tiers: Sequence[Tier]) -> str:
         str(conversation.created_at),
     ]
     whole = sha256(_bytes(json.dumps(head)))
+    parts: list[str] = []
+    size = 0
     for m in conversation.messages:
         # The length tells where a text ends, so that no two conversations look alike.
-        whole.update(_bytes(f"\n{json.dumps(m.id)} {m.role} {m.at} {len(m.text)}\n"))
-        whole.update(_bytes(m.text))
+        parts.append(f"\n{encode_basestring_ascii(m.id)} {m.role} {m.at} {len(m.text)}\n{m.text}")
+        size += len(m.text)
+        if size > _AT_ONCE_CHARACTERS:
+            whole.update(_bytes("".join(parts)))
+            parts, size = [], 0
+    whole.update(_bytes("".join(parts)))
     return whole.hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
+class _Piece(NamedTuple):
     """A message or a part of it; `size` is what it adds to a chunk, its joint included.
 
     A measure promises that the whole of a chunk is no more than the sum of such sizes: lengths add
@@ -185,29 +201,60 @@ class _Piece:
     """Of label and text, in a tier that is measured in tokens."""
 
 
-def _pieces(message: Message, tier: Tier) -> Iterator[_Piece]:
-    label = _label(_LABELS[message.role], tier)
-    if tier.measure is estimate_tokens:
-        weight = weigh(label + message.text)
-        size, alone = _JOINT_WEIGHT.then(weight).tokens, weight.tokens
+def _weighed(
+    messages: Iterable[Message], tier: Tier
+) -> Iterator[tuple[Message, str, Weight | None]]:
+    """Give each message that says something its label and, in tokens, the weight of both."""
+    labels: dict[Role, str] = {role: _label(speaker, tier) for role, speaker in _LABELS.items()}
+    if tier.measure is not estimate_tokens:
+        for message in messages:
+            if message.text:
+                yield message, labels[message.role], None
+        return
+    waiting: list[Message] = []
+    size = 0
+    for message in messages:
+        if not message.text:
+            continue
+        waiting.append(message)
+        size += len(message.text)
+        if size > _AT_ONCE_CHARACTERS:
+            yield from _weighed_at_once(waiting, labels)
+            waiting, size = [], 0
+    yield from _weighed_at_once(waiting, labels)
+
+
+def _weighed_at_once(
+    messages: list[Message], labels: Mapping[Role, str]
+) -> Iterator[tuple[Message, str, Weight]]:
+    weights = weigh_each([labels[m.role] + m.text for m in messages])
+    for message, weight in zip(messages, weights, strict=True):
+        yield message, labels[message.role], weight
+
+
+def _pieces(message: Message, label: str, weight: Weight | None, tier: Tier) -> Iterator[_Piece]:
+    if weight is not None:
+        size = _JOINT_WEIGHT.then(weight).tokens
     else:
-        weight = None
         size = tier.measure(_JOINT + label + message.text)
-        alone = tier.measure(label + message.text)
-    if size <= tier.size or alone <= tier.size:
+    if size <= tier.size or _alone(message, label, weight, tier) <= tier.size:
         yield _Piece(message, label, message.text, size, weight)
         return
     continued = _label(f"{_LABELS[message.role]} (continued)", tier)
     mark = label
     for start, stop in _split(message.text, label, continued, tier):
         text = message.text[start:stop]
-        if tier.measure is estimate_tokens:
+        if weight is not None:
             weight = weigh(mark + text)
             size = _JOINT_WEIGHT.then(weight).tokens
         else:
             size = tier.measure(_JOINT + mark + text)
         yield _Piece(message, mark, text, size, weight)
         mark = continued
+
+
+def _alone(message: Message, label: str, weight: Weight | None, tier: Tier) -> int:
+    return weight.tokens if weight is not None else tier.measure(label + message.text)
 
 
 @lru_cache
@@ -220,10 +267,8 @@ def _label(speaker: str, tier: Tier) -> str:
 def _packed(messages: Iterable[Message], tier: Tier) -> Iterator[list[_Piece]]:
     pack: list[_Piece] = []
     size = 0
-    for message in messages:
-        if not message.text:
-            continue
-        for piece in _pieces(message, tier):
+    for message, label, weight in _weighed(messages, tier):
+        for piece in _pieces(message, label, weight, tier):
             # Two pieces of one turn never share a chunk: they overlap.
             if pack and (size + piece.size > tier.size or pack[-1].message is message):
                 yield pack
@@ -236,13 +281,8 @@ def _packed(messages: Iterable[Message], tier: Tier) -> Iterator[list[_Piece]]:
 
 def _token_count(pieces: Sequence[_Piece], content: str) -> int:
     """Count a chunk's tokens from what its pieces weigh; exactly what its content measures."""
-    whole = pieces[0].weight
-    if whole is None:
-        return estimate_tokens(content)
-    for piece in pieces[1:]:
-        if piece.weight is not None:
-            whole = whole.then(_JOINT_WEIGHT).then(piece.weight)
-    return whole.tokens
+    weights = [piece.weight for piece in pieces if piece.weight is not None]
+    return weigh_joined(weights, _JOINT_WEIGHT).tokens if weights else estimate_tokens(content)
 
 
 class _Ruler:
@@ -269,11 +309,18 @@ class _Ruler:
             self._stop = min(len(self._text), start + 2 * _RULER_CHARACTERS)
             self._weighed = Weighed(self._text[self._start : self._stop])
         part = self._weighed.part(start - self._start, stop - self._start)
-        if not mark:
-            return part.tokens
+        return self._weight_of(mark).then(part).tokens if mark else part.tokens
+
+    def room(self, mark: str) -> int:
+        """Return what a chunk has room for after the mark."""
+        if self._tier.measure is not estimate_tokens:
+            return self._tier.size - self._tier.measure(mark)
+        return self._tier.size - self._weight_of(mark).tokens
+
+    def _weight_of(self, mark: str) -> Weight:
         if mark not in self._marks:
             self._marks[mark] = weigh(mark)
-        return self._marks[mark].then(part).tokens
+        return self._marks[mark]
 
 
 def _split(text: str, label: str, continued: str, tier: Tier) -> Iterator[tuple[int, int]]:
@@ -305,7 +352,7 @@ def _fitting_stop(ruler: _Ruler, start: int, mark: str, *, guess: int, end: int,
     A guess is corrected by what it measures: since neighbouring text is much alike, two or three
     measurements do, whatever the script.
     """
-    room = tier.size - tier.measure(_JOINT + mark)
+    room = ruler.room(_JOINT + mark)
     low, high = 1, end - start  # low fits, or nothing does; beyond high there is no text
     length = min(max(guess, 1), high)
     for _ in range(_GUESSES):
@@ -409,17 +456,15 @@ def _joined(pieces: Sequence[_Piece]) -> tuple[str, tuple[Span, ...]]:
     return "".join(parts), tuple(spans)
 
 
-def _digest(conversation: Conversation, tier: Tier, content: str, spans: tuple[Span, ...]) -> str:
-    parts = [
-        conversation.source,
-        conversation.id,
-        tier.name,
-        len(content),
-        [(s.message_id, s.role, str(s.at), s.start, s.stop) for s in spans],
-    ]
-    whole = sha256(_bytes(json.dumps(parts)))
-    whole.update(_bytes(content))
-    return whole.hexdigest()
+def _digest(named: str, content: str, spans: tuple[Span, ...]) -> str:
+    """Hash JSON of what the chunk is named and of its map, then its content."""
+    places = ", ".join(
+        [
+            f'[{encode_basestring_ascii(s.message_id)}, "{s.role}", "{s.at}", {s.start}, {s.stop}]'
+            for s in spans
+        ]
+    )
+    return _sha(f"{named}, {len(content)}, [{places}]]{content}")
 
 
 def _sha(text: str) -> str:

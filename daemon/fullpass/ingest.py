@@ -116,10 +116,10 @@ async def save_conversations(work: Pass, fetched: source.FetchedExport, folder: 
         raise await _once_more(work, error) from error
     finally:
         _log.info("reader.ended", peak_rss_mb=reader.peak_rss_bytes // MIB)
-    if reader.report is not None:
-        await _finish(work, reader.report, fetched.etag)
     if staging.rows >= _MANY_ROWS:
         await _refresh_statistics(work)
+    if reader.report is not None:
+        await _finish(work, reader.report, fetched.etag)
 
 
 def _order(work: Pass, fetched: source.FetchedExport, folder: Path) -> Order:
@@ -210,15 +210,13 @@ async def _finish(work: Pass, report: ReadReport, etag: str | None) -> None:
         await connection.execute(
             "select fullpass.drop_orphans($1, $2)", work.job.user_id, work.source
         )
-        # Time passes: what was recent at the last pass may not be so any more.
+        # Time passes: what was recent at the last pass may not be so any more. It only passes one
+        # way, so this needs no look at the conversations, a join whose cost could be their number
+        # times that of the chunks.
         await connection.execute(
             """
-            update public.conversation_chunks c
-            set is_recent = k.dated and c.created_at > $3
-            from fullpass.conversations k
-            where c.user_id = $1 and c.source = $2 and k.user_id = c.user_id
-              and k.source = c.source and k.conversation_id = c.conversation_id
-              and c.is_recent is distinct from (k.dated and c.created_at > $3)
+            update public.conversation_chunks set is_recent = false
+            where user_id = $1 and source = $2 and is_recent and created_at <= $3
             """,
             work.job.user_id, work.source, work.job.started_at - RECENT,
         )  # fmt: skip

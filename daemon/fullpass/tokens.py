@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from array import array
 from itertools import product
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from zlib import adler32
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _UNIT = 32
 """Weights are whole numbers of 1/32 token."""
@@ -224,45 +227,86 @@ def weigh(text: str) -> Weight:
     return Weight(raw, len(data) - data.count(b" "), _CLASS[data[0]], _CLASS[data[-1]])
 
 
+def weigh_each(texts: Sequence[str]) -> list[Weight]:
+    """Weigh texts that are not empty, each as `weigh` does: short ones cost less together."""
+    pieces = [b"" if len(text) > _PAIR_BLOCK else text.encode("utf-8", "replace") for text in texts]
+    look = _Look(b"".join(pieces))
+    weights = []
+    stop = 0
+    for text, piece in zip(texts, pieces, strict=True):
+        if not piece:  # long: alone, a block after the other, it takes less memory
+            weights.append(weigh(text))
+            continue
+        start, stop = stop, stop + len(piece)
+        weights.append(look.part(start, stop))
+    return weights
+
+
+def weigh_joined(weights: Sequence[Weight], joint: Weight) -> Weight:
+    """Weigh texts as they stand with a joint between each two, at least one text."""
+    raw, solid, first, last = weights[0]
+    seam = joint.raw - _pair_weight(0, joint.first)
+    for weight in weights[1:]:
+        raw += weight.raw + seam + _pair_weight(last, joint.first)
+        raw += _pair_weight(joint.last, weight.first) - _pair_weight(0, weight.first)
+        solid += weight.solid + joint.solid
+        last = weight.last
+    return Weight(raw, solid, first, last)
+
+
+class _Look:
+    """Bytes of UTF-8 that were looked at once; what a part weighs is then a sum."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._pairs = b"".join(_pair_weights(data, at) for at in range(0, len(data), _PAIR_BLOCK))
+        self.is_ascii = data.isascii()
+        self._leads = b"" if self.is_ascii else data.translate(_LEAD_WEIGHT)
+        self._prefixes = [
+            found
+            for lead, prefixes in _PREFIXES.items()
+            if self._leads and lead in data
+            for found in prefixes
+            if found[0] in data
+        ]
+        self._indented = _INDENTATION in data
+        rows = data.translate(_PACKED_ROWS)
+        self._rows = rows if _PACKED in rows else b""
+
+    def part(self, start: int, stop: int) -> Weight:
+        """Weigh bytes [start, stop), at least one, that cut no character."""
+        data = self._data[start:stop]
+        size = stop - start
+        first = _CLASS[data[0]]
+        raw = _sum(self._pairs[start + 1 : stop]) - _RAISED * (size - 1) + _pair_weight(0, first)
+        if not self.is_ascii and not data.isascii():
+            raw += _sum(self._leads[start:stop])
+            raw += sum([weight * data.count(prefix) for prefix, weight in self._prefixes])
+        if self._indented:
+            raw += _INDENTATION_WEIGHT * data.count(_INDENTATION)
+        if self._rows:
+            raw += _PACKED_WEIGHT * self._rows.count(_PACKED, start, stop)
+        return Weight(raw, size - data.count(b" "), first, _CLASS[data[-1]])
+
+
 class Weighed:
     """A text of which many parts will be weighed: looked at once, each part is then a sum."""
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._data = text.encode("utf-8", "replace")
-        self._pairs = b"".join(
-            _pair_weights(self._data, at) for at in range(0, len(self._data), _PAIR_BLOCK)
-        )
-        self._leads = b"" if text.isascii() else self._data.translate(_LEAD_WEIGHT)
-        self._prefixes = [
-            found
-            for lead, prefixes in _PREFIXES.items()
-            if self._leads and lead in self._data
-            for found in prefixes
-            if found[0] in self._data
-        ]
-        self._rows = self._data.translate(_PACKED_ROWS)
+        self._look = _Look(text.encode("utf-8", "replace"))
         self._offsets = array("Q", [0])
-        if self._leads:
+        if not self._look.is_ascii:
             for at in range(0, len(text), _OFFSETS_EVERY):
                 piece = text[at : at + _OFFSETS_EVERY].encode("utf-8", "replace")
                 self._offsets.append(self._offsets[-1] + len(piece))
 
     def part(self, start: int, stop: int) -> Weight:
         """Weigh characters [start, stop), at least one."""
-        a, b = self._offset(start), self._offset(stop)
-        data = self._data
-        first = _CLASS[data[a]]
-        raw = _sum(self._pairs[a + 1 : b]) - _RAISED * (b - a - 1) + _pair_weight(0, first)
-        if self._leads:
-            raw += _sum(self._leads[a:b])
-            raw += sum(weight * data.count(prefix, a, b) for prefix, weight in self._prefixes)
-        raw += _INDENTATION_WEIGHT * data.count(_INDENTATION, a, b)
-        raw += _PACKED_WEIGHT * self._rows.count(_PACKED, a, b)
-        return Weight(raw, b - a - data.count(b" ", a, b), first, _CLASS[data[b - 1]])
+        return self._look.part(self._offset(start), self._offset(stop))
 
     def _offset(self, character: int) -> int:
-        if not self._leads:
+        if self._look.is_ascii:
             return character
         known, rest = divmod(character, _OFFSETS_EVERY)
         start = character - rest

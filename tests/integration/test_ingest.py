@@ -120,6 +120,24 @@ async def test_dates_follow_the_contract_and_are_never_now(
     assert [rows[f"conv-{n}"]["is_recent"] for n in range(4)] == [False, False, False, True]
 
 
+async def test_what_is_recent_ages_though_its_text_is_unchanged(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    """The same export half a year on: stored conversations are not saved anew, but they are old."""
+    new, old = conversation(0, [("user", "I prefer tea.")]), conversation(1, [("user", "Rain.")])
+    new["create_time"] = await db.fetchval("select extract(epoch from now())::float8 - 86400")
+    user = uuid.uuid4()
+    await passed(db, database_url, tmp_path / "c.json", [new, old], user)
+    assert [c["is_recent"] for c in await chunks_of(db, user)] == [True, False]
+    ids = [c["id"] for c in await chunks_of(db, user)]
+    await db.execute(
+        "update conversation_chunks set is_recent = true where user_id = $1 and not is_recent", user
+    )
+    await passed(db, database_url, tmp_path / "d.json", [new, old], user)
+    assert [c["is_recent"] for c in await chunks_of(db, user)] == [True, False]
+    assert [c["id"] for c in await chunks_of(db, user)] == ids
+
+
 async def test_sources_never_replace_each_other(db: Any, database_url: str, tmp_path: Path) -> None:
     claude = [
         {

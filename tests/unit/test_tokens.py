@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.fullpass.tokens import Weighed, estimate_tokens, weigh
+from daemon.fullpass.tokens import Weighed, estimate_tokens, weigh, weigh_each, weigh_joined
 
 NEWER = 1.3
 
@@ -244,6 +244,25 @@ def test_weights_put_together_are_the_weight_of_the_whole(texts: list[str]) -> N
     for text in texts[1:]:
         whole = whole.then(weigh("\n\n")).then(weigh(text))
     assert whole.tokens == estimate_tokens("\n\n".join(texts))
+
+
+SEAMS = (" " * 20, "a" * 63, "aB9/" * 40, "的", "—", "é", "\ud83d", "x" * 70_000)
+
+
+@given(st.lists(st.sampled_from(SEAMS) | st.text(min_size=1, max_size=80), max_size=6))
+@settings(max_examples=100, derandomize=True, deadline=None)
+def test_texts_weighed_together_weigh_what_each_weighs_alone(texts: list[str]) -> None:
+    assert weigh_each(texts) == [weigh(text) for text in texts]
+
+
+@given(st.lists(st.text(min_size=1, max_size=80), min_size=1, max_size=6))
+@settings(max_examples=100, derandomize=True, deadline=None)
+def test_texts_joined_weigh_what_one_after_the_other_does(texts: list[str]) -> None:
+    joint = weigh("\n\n")
+    whole = weigh(texts[0])
+    for text in texts[1:]:
+        whole = whole.then(joint).then(weigh(text))
+    assert weigh_joined([weigh(text) for text in texts], joint) == whole
 
 
 @pytest.mark.parametrize("kind", MEASURED)
