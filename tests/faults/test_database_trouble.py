@@ -307,10 +307,11 @@ async def test_a_transaction_pooler_is_recognised_and_nobody_listens_through_it(
 async def test_through_a_transaction_pooler_workers_kills_and_drains_are_the_same(
     queue: Queue, tmp_path: Path
 ) -> None:
-    await queue.add("steps=4,ms=40", count=20)
-    (suspect,) = await queue.add("steps=30,ms=50")
     with transaction_pooler(queue.url) as pooled:
         with queue_worker(pooled) as killed, queue_worker(pooled) as drained:
+            await queue.until("select count(*) = 2 from fullpass.workers")
+            await queue.add("steps=4,ms=40", count=20)
+            (suspect,) = await queue.add("steps=30,ms=50")
             await queue.until("select count(*) > 12 from effects")
             killed.kill()
             drained.terminate()
