@@ -13,7 +13,6 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import pytest
 
 from tests.support.anthropic_behaviour import Scripted
@@ -32,15 +31,7 @@ from tests.support.exports import planted_export
 from tests.support.worker_process import work_once, worker_process
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
-
-
-@pytest.fixture
-async def db(database_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
-    connection = await asyncpg.connect(database_url, statement_cache_size=0)
-    yield connection
-    await connection.close()
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,7 @@ from tests.support.exports import conversation, planted_export
 from tests.support.worker_process import work_once
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
-
-
-@pytest.fixture
-async def db(database_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
-    connection = await asyncpg.connect(database_url, statement_cache_size=0)
-    yield connection
-    await connection.close()
 
 
 async def passed(

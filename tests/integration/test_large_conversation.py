@@ -18,19 +18,11 @@ from tests.support.exports import conversation
 from tests.support.worker_process import environment, work_once
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
 Turns = list[tuple[str, str]]
 # More than two slices, and a lease in which one transaction could not hold the row for all of it.
 TURNS: Turns = [("assistant" if n % 2 else "user", f"Turn {n}. " + "wind and rain " * 400) for n in range(600)]  # fmt: skip
-
-
-@pytest.fixture
-async def db(database_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
-    connection = await asyncpg.connect(database_url, statement_cache_size=0)
-    yield connection
-    await connection.close()
 
 
 async def enqueue(db: Any, path: Path, turns: Turns, user: uuid.UUID) -> uuid.UUID:

@@ -7,34 +7,18 @@ import uuid
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import pytest
 
 from daemon.llm.pricing import CHECKED, KNOWN, Models, cost_usd
 from daemon.llm.request import Usage
 from daemon.ops import costs
 from tests.support.anthropic_server import AnthropicServer
+from tests.support.batch_pass import insert_job
 from tests.support.exports import planted_export
 from tests.support.worker_process import work_once
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
-
-
-@pytest.fixture
-async def db(database_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
-    connection = await asyncpg.connect(database_url, statement_cache_size=0)
-    yield connection
-    await connection.close()
-
-
-async def insert_job(db: Any, path: Path, user: uuid.UUID) -> uuid.UUID:
-    return await db.fetchval(
-        "INSERT INTO processing_jobs (user_id, storage_path) VALUES ($1, $2) RETURNING id",
-        user,
-        f"file://{path}",
-    )
 
 
 async def cost_of(db: Any, job: uuid.UUID) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import uuid
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import pytest
 
 from daemon.database import open_pool
@@ -38,13 +37,6 @@ if TYPE_CHECKING:
 
 MODEL = "claude-haiku-5-5"
 SCALE = 0.005
-
-
-@pytest.fixture
-async def db(database_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
-    connection = await asyncpg.connect(database_url, statement_cache_size=0)
-    yield connection
-    await connection.close()
 
 
 class Nobody:

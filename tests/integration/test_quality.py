@@ -6,7 +6,6 @@ import json
 import uuid
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import pytest
 
 from bench.bench_quality import NOISE, one_pass
@@ -18,19 +17,11 @@ from tests.support.planted_truth import Planted
 from tests.support.worker_process import work_once
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tests.support.exports import Turn
 
 ROOM = {"memory_max_tokens": 50_000}
-
-
-@pytest.fixture
-async def db(database_url: str) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(database_url, statement_cache_size=0)
-    yield connection
-    await connection.close()
 
 
 async def insert_job(db: Any, path: Path, user: uuid.UUID) -> uuid.UUID:

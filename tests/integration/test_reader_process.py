@@ -128,9 +128,8 @@ from tests.integration.test_reader_process import ReaderProcess, never, order, p
 async def main():
     reader = ReaderProcess(order(Path(sys.argv[1]), "endless"), check=never, module="tests.support.hostile_reader")
     async with reader:
-        await asyncio.sleep(0.5)
         print(reader.pid, flush=True)
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()  # until it is killed
 asyncio.run(main())
 """
 
@@ -143,6 +142,10 @@ def test_a_reader_dies_with_its_worker(tmp_path: Path) -> None:
     assert worker.stdout is not None
     with worker.stdout:
         reader = psutil.Process(int(worker.stdout.readline()))
+        deadline = time.monotonic() + 20
+        while reader.cpu_times().user < 0.3:  # at work, so its tie to the worker is made
+            assert time.monotonic() < deadline
+            time.sleep(0.02)  # a polled deadline
         worker.send_signal(signal.SIGKILL)
         worker.wait()
     deadline = time.monotonic() + 10
@@ -174,7 +177,7 @@ async def test_the_loop_stays_quick_while_a_reader_sends(tmp_path: Path) -> None
         async def feel(lags: list[float]) -> None:
             while True:
                 before = time.perf_counter()
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(0.002)  # what is measured: how late the loop wakes it
                 lags.append(time.perf_counter() - before - 0.002)
 
         feeling = asyncio.create_task(feel(lags))

@@ -185,21 +185,33 @@ async def test_an_ending_waits_for_no_pool_that_is_closed(database_url: str) -> 
 # A claim whose answer got lost
 
 
+async def lease_within(pool: Pool, job_id: uuid.UUID, *, seconds: float) -> None:
+    """Wait until no more than so much of the job's lease is left, by the database's clock."""
+    deadline = asyncio.get_running_loop().time() + 5
+    while not await pool.fetchval(
+        "select lease_expires_at < clock_timestamp() + make_interval(secs => $2) "
+        "from processing_jobs where id = $1",
+        job_id, seconds,
+    ):  # fmt: skip
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.01)  # polled: only the database's clock tells; the deadline is above
+
+
 async def test_a_claim_that_a_live_worker_never_heard_of_is_no_crash(pool: Pool) -> None:
     job_id = await inserted(pool)
     beat = "select * from fullpass.beat('deaf', '{}', '{}', 0.3, $1)"
     vitals = json.dumps({"version": "test"})
     for _ in range(3):
         assert await claimed(pool, "deaf", lease_seconds=0.3)
-        await asyncio.sleep(0.2)  # most of the lease; the worker beats on, without the job
-        await pool.execute(beat, vitals)
-        await asyncio.sleep(0.15)  # past the lease
+        await lease_within(pool, job_id, seconds=0.1)
+        await pool.execute(beat, vitals)  # the worker beats on, without the job
+        await lease_within(pool, job_id, seconds=0)
         await pool.execute("select fullpass.sweep()")
     row = await row_of(pool, job_id)
     assert (row["status"], row["crashes"], row["attempts"]) == ("pending", 0, 0)
     # One that fell silent before the job's lease began died with it.
     assert await claimed(pool, "deaf", lease_seconds=0.3)
-    await asyncio.sleep(0.35)  # past the lease
+    await lease_within(pool, job_id, seconds=0)
     await pool.execute("select fullpass.sweep()")
     assert (await row_of(pool, job_id))["crashes"] == 1
 
@@ -219,6 +231,17 @@ async def test_cancelling_a_waiting_job_leaves_the_profile_to_the_one_that_runs(
     after = await profile_of(pool, user)
     assert after["full_pass_status"] == "processing"
     assert after["import_stage"] == before["import_stage"]
+
+
+async def test_retrying_a_cancelled_job_leaves_the_profile_to_the_one_that_runs(pool: Pool) -> None:
+    user = uuid.uuid4()
+    cancelled = await inserted(pool, user)
+    assert await pool.fetchval("select fullpass.cancel($1)", cancelled)
+    await inserted(pool, user)
+    assert await claimed(pool)
+    before = await profile_of(pool, user)
+    assert await pool.fetchval("select fullpass.retry($1)", cancelled)
+    assert await profile_of(pool, user) == before
 
 
 async def test_cancelling_puts_back_the_memory_of_then_and_not_its_time_of_completion(

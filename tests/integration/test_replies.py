@@ -6,32 +6,16 @@ import json
 import uuid
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import pytest
 
 from tests.support.anthropic_server import AnthropicServer
+from tests.support.batch_pass import insert_job
 from tests.support.exports import conversation, planted_export
 from tests.support.planted_truth import Planted
 from tests.support.worker_process import work_once
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
-
-
-@pytest.fixture
-async def db(database_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
-    connection = await asyncpg.connect(database_url, statement_cache_size=0)
-    yield connection
-    await connection.close()
-
-
-async def insert_job(db: Any, path: Path, user: uuid.UUID) -> uuid.UUID:
-    return await db.fetchval(
-        "INSERT INTO processing_jobs (user_id, storage_path) VALUES ($1, $2) RETURNING id",
-        user,
-        f"file://{path}",
-    )
 
 
 async def result_of(db: Any, job: uuid.UUID) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def main() -> None:
             sys.exit(3)
         case "silence":
             out.flush()
-            time.sleep(60)
+            time.sleep(60)  # says nothing until it is killed: that is the fault
         case "endless":
             while True:
                 pass
