@@ -199,8 +199,8 @@ class Stage:
 
 
 @contextlib.contextmanager
-def stage(folder: Path, *, empty: bool = True) -> Iterator[Stage]:
-    """Build the stage in an empty folder; unless `empty`, the database is migrated already."""
+def stage(folder: Path) -> Iterator[Stage]:
+    """Build the stage in an empty folder, on an empty database."""
     a_checkout(folder)
     with contextlib.ExitStack() as cleanup:
         url = postgres.embedded(cleanup)
@@ -211,11 +211,7 @@ def stage(folder: Path, *, empty: bool = True) -> Iterator[Stage]:
         model.truth = truth_of_the_example()
         project = cleanup.enter_context(SupabaseProject(url))
         project.put(EXPORT, EXAMPLE.read_bytes())
-        built = Stage(folder, url, model, project)
-        if not empty:
-            built.settings["DATABASE_URL"] = url
-            built._bash("fullpass migrate")
-        yield built
+        yield Stage(folder, url, model, project)
 
 
 def a_checkout(folder: Path) -> None:
