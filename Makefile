@@ -17,7 +17,7 @@ WORKERS ?= 2
 ARGS ?=
 BENCHES := bench-queue bench-ingest bench-llm bench-quality bench-scale bench-cost
 
-.PHONY: help install demo example test check format faults bench $(BENCHES) pins clean
+.PHONY: help install demo example pages reference test check format faults bench $(BENCHES) pins clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -62,6 +62,12 @@ check: $(STAMP) ## Lint, format, types, import order
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy daemon tests/support $(wildcard bench/*.py)
 	$(BIN)/lint-imports --no-logo
+
+pages: $(STAMP) ## Run what the pages of docs/ show, from top to bottom, against local stand-ins
+	@$(BIN)/python -m tests.support.stage $(or $(PAGES),docs/tutorial.md docs/deploy.md docs/how-to.md)
+
+reference: $(STAMP) ## Renew docs/reference/commands.md from the commands
+	@$(BIN)/python -m tests.support.reference
 
 format: $(STAMP) ## Put every file into the one format
 	$(BIN)/ruff format .

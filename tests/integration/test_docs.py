@@ -84,6 +84,6 @@ def test_every_command_of_the_readme_exists_and_the_other_way_round() -> None:
 
 
 def test_links_and_files_that_the_readme_names_exist() -> None:
-    for name in ("daemon/settings.py", "docs/decisions", "Dockerfile", "render.yaml"):
+    for name in ("docs/reference/settings.md", "docs/decisions", "Dockerfile", "render.yaml"):
         assert name in README
         assert (ROOT / name).exists()

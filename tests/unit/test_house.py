@@ -132,6 +132,8 @@ def test_every_direct_dependency_is_pinned() -> None:
         "install",
         "demo",
         "example",
+        "pages",
+        "reference",
         "test",
         "check",
         "faults",
