@@ -126,34 +126,6 @@ def test_one_insert_becomes_a_memory_and_every_account_agrees(
     assert status["why"].startswith("It is done since ")
 
 
-NEXT_RELEASE = """
-    insert into fullpass.schema_migrations (version, name, sha256) values (9001, 'next', 'x');
-    alter table processing_jobs add column next_release int not null default 1;
-    alter table conversation_chunks add column next_release int not null default 1;
-    alter table user_profiles add column next_release int not null default 1;
-    alter table fullpass.workers add column next_release int not null default 1;
-    alter table fullpass.job_events add column next_release int not null default 1;
-    alter table fullpass.llm_calls add column next_release int not null default 1;
-    alter table fullpass.facts add column next_release int not null default 1;
-"""
-
-
-def test_a_worker_serves_on_the_schema_of_the_release_after_it(
-    tmp_path: Path,
-    database_url: str,
-    anthropic_server: AnthropicServer,
-    storage_server: StorageServer,
-) -> None:
-    # A deploy migrates first: workers of the release before start, run and end on what they find.
-    cli = service(tmp_path, database_url, anthropic_server, storage_server)
-    ask(database_url, f"do $do$ begin {NEXT_RELEASE} end $do$")
-    storage_server.put(PATH, EXAMPLE.read_bytes())
-    job_id = insert(database_url, PATH)
-    worked = cli.run("worker", "--once")
-    assert worked.returncode == 0, worked.stderr
-    assert f"completed  {job_id}" in worked.stdout
-
-
 def test_a_wrong_key_leaves_the_job_pending_and_exits_1(
     tmp_path: Path,
     database_url: str,

@@ -15,6 +15,7 @@ from daemon.worker import _ROOM_FOR_A_JOB_BYTES
 from tests.support.cli import EXAMPLE, ROOT, Cli, ask
 from tests.support.memory_limit import limited
 from tests.support.stage import EXPORT, PERSON, truth_of_the_example
+from tests.support.supabase import login_in
 
 if TYPE_CHECKING:
     from tests.support.anthropic_server import AnthropicServer
@@ -172,3 +173,19 @@ def test_a_larger_share_of_users_holds_every_smaller_one(database_url: str) -> N
     buckets = [row["bucket"] for row in rows]
     assert all(0 <= bucket <= 99 for bucket in buckets)
     assert 0.03 < sum(bucket < 5 for bucket in buckets) / 5000 < 0.07
+
+
+def test_a_workers_login_finds_nothing_to_apply_or_stops_the_deploy(
+    tmp_path: Path, database_url: str
+) -> None:
+    with login_in(database_url, "fullpass_worker") as url:
+        cli = Cli(tmp_path, DATABASE_URL=url)
+        done = cli.run("migrate")
+        assert (done.returncode, done.stdout) == (0, "up to date: nothing to apply\n")
+        # A release with a migration more: the login may not apply it, and nothing of it is there.
+        newest = "(select max(version) from fullpass.schema_migrations)"
+        ask(database_url, f"delete from fullpass.schema_migrations where version = {newest}")
+        behind = cli.run("migrate")
+        assert behind.returncode == 2
+        assert "run fullpass migrate as the owner of the tables" in behind.stderr
+        assert len(ask(database_url, "select from fullpass.schema_migrations")) > 5

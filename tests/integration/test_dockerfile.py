@@ -180,6 +180,20 @@ def test_the_image_holds_the_pinned_versions_and_no_tool(image) -> None:
     assert not unwanted & found.keys()
 
 
+def test_what_production_needs_is_small(image) -> None:
+    """Pinned dependencies without extras, as installed: compiled, with their metadata."""
+    (packages,) = (image.root / "opt/venv/lib").glob("python3.*/site-packages")
+    sizes: dict[str, int] = {}
+    for path in packages.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            top = path.relative_to(packages).parts[0].partition(".")[0]
+            sizes[top] = sizes.get(top, 0) + path.stat().st_size
+    largest = sorted(sizes.items(), key=lambda item: -item[1])[:5]
+    told = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in largest)
+    print(f"installed: {sum(sizes.values()) / 1e6:.0f} MB, limit 150; largest: {told}")
+    assert 20e6 < sum(sizes.values()) <= 150e6
+
+
 def test_an_installed_module_comes_from_the_image_not_from_a_checkout(image) -> None:
     python = image.root / "opt/venv/bin/python"
     code = "import daemon, daemon.migrations; print(daemon.__file__)"

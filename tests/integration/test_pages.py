@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,52 +14,76 @@ from tests.support.cli import ROOT, ask
 from tests.support.pages import RUN, TOLD, Shown, missing_line, settings_in, shown_in
 from tests.support.stage import CannotPlay, PageIsWrong, Stage, stage
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 DOCS = ROOT / "docs"
 
 
-def played(folder: Path, page: str) -> Stage:
+@contextlib.contextmanager
+def played(folder: Path, page: str) -> Iterator[Stage]:
+    """Give the stage after a page was played on it."""
     with stage(folder) as built:
         try:
             built.play(DOCS / page)
         except CannotPlay as error:
             pytest.skip(str(error))
-        query = "select storage_path, status from processing_jobs order by created_at"
-        built.rows = [tuple(row) for row in ask(built.database_url, query)]  # type: ignore[attr-defined]
-        return built
+        yield built
+
+
+def statuses(built: Stage) -> list[str]:
+    return [row["status"] for row in ask(built.database_url, "select status from processing_jobs")]
+
+
+def count(built: Stage, table: str) -> int:
+    (row,) = ask(built.database_url, f"select count(*) as n from {table}")
+    number: int = row["n"]
+    return number
 
 
 def test_the_tutorial_ends_with_a_memory(tmp_path: Path) -> None:
-    built = played(tmp_path, "tutorial.md")
-    assert [status for _, status in built.rows] == ["complete"]  # type: ignore[attr-defined]
-    assert "## Preferences" in built.said[-1][1]
-    assert (tmp_path / "my-memory/report.html").exists()
+    with played(tmp_path, "tutorial.md") as built:
+        assert statuses(built) == ["complete"]
+        assert "## Preferences" in built.said[-1][1]
+        assert (tmp_path / "my-memory/report.html").exists()
+        # What the how-to page warns of: a deleted account takes the app's rows with it, no more.
+        facts = count(built, "fullpass.facts")
+        ask(built.database_url, "delete from auth.users")
+        assert (count(built, "user_profiles"), count(built, "processing_jobs")) == (0, 0)
+        assert count(built, "fullpass.facts") == facts > 0
 
 
 def test_a_deploy_by_the_page_works_an_export_as_a_login_without_power(tmp_path: Path) -> None:
-    built = played(tmp_path, "deploy.md")
-    assert [status for _, status in built.rows] == ["complete"]  # type: ignore[attr-defined]
-    assert "//fullpass_login:PASSWORD@" in built.settings["DATABASE_URL"]
-    assert built.project.requests, "the export came from Storage"
-    (doctor, *_) = [said for shown, said in built.said if shown.text == "fullpass doctor"]
-    assert not re.findall(r"^(?:mend|note|unknown) .*$", doctor, re.MULTILINE)
+    with played(tmp_path, "deploy.md") as built:
+        assert statuses(built) == ["complete"]
+        assert "//fullpass_login:PASSWORD@" in built.settings["DATABASE_URL"]
+        assert built.project.requests, "the export came from Storage"
+        (doctor, *_) = [said for shown, said in built.said if shown.text == "fullpass doctor"]
+        assert not re.findall(r"^(?:mend|note|unknown) .*$", doctor, re.MULTILINE)
 
 
 def test_every_recipe_of_the_how_to_page_does_what_it_says(tmp_path: Path) -> None:
-    built = played(tmp_path, "how-to.md")
-    said = [text for _, text in built.said]
-    snippets = [json.loads(text) for shown, text in built.said if shown.kind == "js"]
-    enqueued, progress, memory = snippets
-    # Next.js, HTTP, SQL and the terminal all gave the one job that the path has.
-    assert sum(enqueued["job"] in text for text in said) >= 4
-    assert progress == {
-        "full_pass_status": "complete", "progress_percent": 100, "import_stage": "complete",
-        "full_pass_error": None,
-    }  # fmt: skip
-    assert "## Preferences" in memory["memory_md"]
-    assert set(memory["user"]) >= {"name", "interests"}
-    # And afterwards nothing of the person is left.
-    (forgotten,) = [text for text in said if "conversation_chunks" in text and "'forget'" in text]
-    assert '"conversation_chunks": 0' not in forgotten
+    with played(tmp_path, "how-to.md") as built:
+        said = [text for _, text in built.said]
+        snippets = [json.loads(text) for shown, text in built.said if shown.kind == "js"]
+        enqueued, progress, memory = snippets
+        # Next.js, HTTP, SQL, Python and the terminal all gave the one job that the path has.
+        assert len({enqueued["job"], *(row["id"] for row in jobs_of(built))}) == 1
+        assert sum(enqueued["job"] in text for text in said) >= 5
+        assert progress == {
+            "full_pass_status": "complete", "progress_percent": 100, "import_stage": "complete",
+            "full_pass_error": None,
+        }  # fmt: skip
+        assert "## Preferences" in memory["memory_md"]
+        assert set(memory["user"]) >= {"name", "interests"}
+        # And afterwards nothing of the person is left.
+        (forgotten,) = [text for text in said if "'forget'" in text]
+        assert '"conversation_chunks": 0' not in forgotten
+        assert count(built, "conversation_chunks") == count(built, "fullpass.facts") == 0
+
+
+def jobs_of(built: Stage) -> list[dict[str, str]]:
+    return [dict(r) for r in ask(built.database_url, "select id::text from processing_jobs")]
 
 
 @pytest.mark.parametrize(
