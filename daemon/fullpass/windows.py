@@ -62,13 +62,24 @@ class Window:
     """Whether a chunk of it is gone: it must not be read any more."""
 
     def text(self) -> str:
-        """Render the messages as the prompt shows them: labelled, fenced, data only."""
-        return "\n".join(shown(m.shown) for m in self.messages)
+        """Render the messages as the prompt shows them: labelled, fenced, data only.
+
+        A day is told where it changes: of a label's tokens it takes a third.
+        """
+        days = ["", *(_day(m.shown) for m in self.messages)]
+        return "\n".join(
+            shown(m.shown, day=day if n == 0 or day != days[n] else None)
+            for n, (m, day) in enumerate(zip(self.messages, days[1:], strict=True))
+        )
 
 
-def shown(message: NumberedMessage) -> str:
-    """Render one message."""
-    date = f' date="{message.at:%Y-%m-%d}"' if message.at is not None else ""
+def _day(message: NumberedMessage) -> str:
+    return "" if message.at is None else f"{message.at:%Y-%m-%d}"
+
+
+def shown(message: NumberedMessage, *, day: str | None) -> str:
+    """Render one message; `day` None where it is that of the message before, "" where unknown."""
+    date = "" if day is None else f' date="{day}"'
     # Text cannot close its own fence: the mark that would is broken by an invisible space.
     text = message.text.replace("<message", "<\u200bmessage").replace(
         "</message", "<\u200b/message"
