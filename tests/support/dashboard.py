@@ -1,23 +1,57 @@
-"""The dashboard as people start it: a process of its own on a free port."""
+"""The dashboard over real HTTP: in a thread of the test, or in a process as people start it."""
 
 from __future__ import annotations
 
+import asyncio
 import re
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import httpx
 
+from daemon.cli.dashboard.guard import Access
+from daemon.cli.dashboard.serve import bound, serve_on
+
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
     from tests.support.cli import Cli
 
 
 @contextmanager
-def dashboard(cli: Cli, *arguments: object, **settings: object) -> Iterator[str]:
-    """Start `fullpass dashboard` and give its address; it has ended when this closes."""
+def dashboard(url: str, *, token: str | None = None, names: tuple[str, ...] = ()) -> Iterator[str]:
+    """Serve the dashboard of a database and give its address."""
+    ready = threading.Event()
+    held: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        held.append((asyncio.get_running_loop(), stop))
+        ready.set()
+        await serve_on(url, listener, Access(frozenset(names), token), stop)
+
+    with bound("127.0.0.1", 0) as listener:
+        thread = threading.Thread(target=lambda: asyncio.run(serve()))
+        thread.start()
+        try:
+            assert ready.wait(20)
+            # The socket listens already: a first request waits until it is served.
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            loop, stop = held[0]
+            loop.call_soon_threadsafe(stop.set)
+            thread.join(20)
+    assert not thread.is_alive()
+
+
+@contextmanager
+def dashboard_process(
+    cli: Cli, *arguments: object, **settings: object
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Start `fullpass dashboard` on a free port; give its address and the process."""
     output = cli.folder / "output.txt"
     process = cli.start("dashboard", "--port", 0, *arguments, **settings)
     try:
@@ -26,11 +60,11 @@ def dashboard(cli: Cli, *arguments: object, **settings: object) -> Iterator[str]
             assert process.poll() is None, output.read_text()
             assert time.monotonic() < deadline, output.read_text()
             time.sleep(0.02)  # polled until the deadline
-        yield at[1].replace("0.0.0.0", "127.0.0.1")
+        yield at[1].replace("0.0.0.0", "127.0.0.1"), process
     finally:
-        process.terminate()
-        code = process.wait(20)
-    assert code == 0, output.read_text()
+        if process.poll() is None:
+            process.kill()
+        process.wait()
 
 
 def quickest_ms(url: str, *, limit_ms: float) -> tuple[float, int]:

@@ -47,7 +47,8 @@ select date_trunc('hour', now(), 'UTC') - make_interval(hours => h), p.purpose, 
        p.calls * (1 + h % 7), (h % 5 = 0)::int, p.calls * 8100 * (1 + h % 7),
        p.calls * 900 * (1 + h % 7), 0, p.calls * 0.0021 * (1 + h % 7), 0
 from generate_series(0, 700) as h,
-     (values ('extract', 46), ('memory', 2), ('sections', 5)) as p (purpose, calls);
+     (values ('extract', 46), ('memory', 2), ('sections', 5)) as p (purpose, calls)
+on conflict do nothing;
 """
 _LIVE = """
 insert into fullpass.workers (worker_id, version, started_at, last_beat_at, rss_bytes, peak_rss_bytes,

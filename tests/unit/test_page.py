@@ -6,21 +6,15 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from daemon.cli.page import page
+from tests.support.pages_read import HOSTILE, Reader
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-HOSTILE = (
-    "</bdi></h3><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
-    "<a href='javascript:alert(1)'>x</a>\u202egnp.exe <style>*{display:none}</style>"
-)
-VOID = {"meta", "img", "br", "link", "input"}
 
 
 @dataclass
@@ -53,33 +47,6 @@ def told(*facts: dict[str, Any], text: str = "plain", **more: Any) -> Told:
         "cost": {**spent, "by_purpose": {"extract": spent}}, "versions": {"fullpass": "0"},
     }  # fmt: skip
     return Told(facts=list(facts), report=report, **more)
-
-
-class Reader(HTMLParser):
-    """Reads a page strictly: every tag closed in order, every id once."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    def values(self, name: str) -> list[str]:
-        return [attrs[name] or "" for _, attrs in self.tags if name in attrs]
 
 
 def hostile() -> Told:

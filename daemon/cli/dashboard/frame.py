@@ -108,8 +108,8 @@ def table(
 ) -> str:
     """Return a table whose first column heads its rows; on a phone each row is a card.
 
-    `figures` holds a letter a column: `n` where figures stand, which are set to the right. Roles are
-    named because a table that is laid out as cards is else none to those who hear it.
+    `figures` holds a letter a column: `n` where figures stand, which are set to the right. Roles
+    are named because a table that is laid out as cards is else none to those who hear it.
     """
     kinds = [' class="n"' if kind == "n" else "" for kind in figures.ljust(len(columns))]
     head = "".join(

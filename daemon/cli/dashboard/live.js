@@ -28,7 +28,9 @@
     if (asOf) document.getElementById("as-of").firstChild.data = asOf.firstChild.data;
   };
 
+  let timer = 0;
   const look = async () => {
+    clearTimeout(timer);
     if (box.checked && document.visibilityState === "visible") {
       try {
         const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
@@ -38,7 +40,8 @@
         document.getElementById("as-of").firstChild.data = "The dashboard does not answer. ";
       }
     }
-    setTimeout(look, EVERY_MS);
+    timer = setTimeout(look, EVERY_MS);
   };
-  setTimeout(look, EVERY_MS);
+  document.addEventListener("visibilitychange", look);
+  timer = setTimeout(look, EVERY_MS);
 })();

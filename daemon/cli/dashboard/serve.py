@@ -35,14 +35,14 @@ def serve_dashboard(
         token = settings.dashboard_token.get_secret_value()
     if token is not None:
         mask_secrets(token)
-    _require_safety(host, token)
+    require_safety(host, token)
     access = Access(names=frozenset(name.lower() for name in (host, *allow_hosts)), token=token)
-    with _bound(host, port) as listener, known_database(settings) as url:
-        asyncio.run(_serve(url, listener, access))
+    with bound(host, port) as listener, known_database(settings) as url:
+        asyncio.run(_until_signalled(url, listener, access))
     return 0
 
 
-def _require_safety(host: str, token: str | None) -> None:
+def require_safety(host: str, token: str | None) -> None:
     """Raise UsageError where anybody on a network could look, and where the library is missing."""
     if token is not None and len(token) < _SHORTEST_TOKEN:
         raise UsageError(f"DASHBOARD_TOKEN: must have at least {_SHORTEST_TOKEN} characters")
@@ -68,7 +68,7 @@ def _is_loopback(host: str) -> bool:
 
 
 @contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
+def bound(host: str, port: int) -> Iterator[socket.socket]:
     """Give a listening socket. Raises UsageError when the address cannot be had."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -80,24 +80,30 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-async def _serve(url: str, listener: socket.socket, access: Access) -> None:
+async def _until_signalled(url: str, listener: socket.socket, access: Access) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    name, port = listener.getsockname()[:2]
+    at = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+    behind = " (behind its token)" if access.token else ""
+    click.echo(f"dashboard on http://{at}/{behind}; Ctrl-C ends it")
+    await serve_on(url, listener, access, stop)
+
+
+async def serve_on(url: str, listener: socket.socket, access: Access, stop: asyncio.Event) -> None:
+    """Serve the database at `url` on a listening socket until `stop` is set."""
     import uvicorn
 
     class Server(uvicorn.Server):
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            """End by a signal in our own way, so that an embedded Postgres under it ends well too.
+            """Leave signals to the command, so that an embedded Postgres under it ends well too.
 
-            uvicorn would raise the signal again once it has served, and so end the process.
+            uvicorn would raise a signal again once it has served, and so end the process.
             """
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, self._end)
             yield
-
-        def _end(self) -> None:
-            self.force_exit = self.should_exit  # a second one waits for nobody
-            self.should_exit = True
 
     pool = await open_pool(url, size=_CONNECTIONS, command_timeout_seconds=10.0)
     try:
@@ -106,10 +112,12 @@ async def _serve(url: str, listener: socket.socket, access: Access) -> None:
             access_log=False, log_config=None, server_header=False, lifespan="off", ws="none",
             limit_concurrency=_AT_ONCE, timeout_graceful_shutdown=3,
         )  # fmt: skip
-        name, port = listener.getsockname()[:2]
-        at = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
-        behind = " (behind its token)" if access.token else ""
-        click.echo(f"dashboard on http://{at}/{behind}; Ctrl-C ends it")
-        await Server(config).serve(sockets=[listener])
+        server = Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        stopping.cancel()
+        await serving
     finally:
-        await pool.close()
+        pool.terminate()
