@@ -17,7 +17,7 @@ WORKERS ?= 2
 ARGS ?=
 BENCHES := bench-queue bench-ingest bench-llm bench-quality bench-scale bench-cost
 
-.PHONY: help install demo example test check format faults bench $(BENCHES) pins clean
+.PHONY: help install demo example test pictures check format faults bench $(BENCHES) pins clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -56,6 +56,9 @@ faults: $(STAMP) ## The kills, restarts and partitions in full
 
 history: $(STAMP) ## Views over a million jobs, tables after 100,000 (twenty minutes)
 	@FULLPASS_FAULTS=history $(BIN)/python -m pytest tests/faults/test_much_history.py $(ARGS)
+
+pictures: $(STAMP) ## Renew the pictures in docs/images (needs Chromium)
+	@FULLPASS_PICTURES=docs/images $(BIN)/python -m pytest -q tests/integration/test_dashboard_browser.py -k pictures
 
 check: $(STAMP) ## Lint, format, types, import order
 	$(BIN)/ruff check .

@@ -67,6 +67,12 @@ def site(scene_url: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
+def web() -> Iterator[httpx.Client]:
+    with httpx.Client(verify=False) as client:  # no TLS here; to load the roots takes longest
+        yield client
+
+
+@pytest.fixture(scope="module")
 def locked(scene_url: str) -> Iterator[str]:
     """A dashboard behind its token, under a name of its own."""
     with dashboard(scene_url, token=TOKEN, names=("jobs.example.org",)) as at:
@@ -77,8 +83,8 @@ def words(text: str) -> str:
     return " ".join(" ".join(Reader(text).words).split())
 
 
-def test_the_first_page_answers_what_is_asked_at_night(site: str) -> None:
-    told = words(httpx.get(f"{site}/").text)
+def test_the_first_page_answers_what_is_asked_at_night(web: httpx.Client, site: str) -> None:
+    told = words(web.get(f"{site}/").text)
     for part in (
         "OK It works: 2 workers alive, 4 running, 6 due.",
         "280 of 612 chunks",
@@ -95,8 +101,10 @@ def test_the_first_page_answers_what_is_asked_at_night(site: str) -> None:
         assert part in told, f"{part}: {told}"
 
 
-def test_the_past_days_show_hours_releases_durations_errors_and_costs(site: str) -> None:
-    told = words(httpx.get(f"{site}/past").text)
+def test_the_past_days_show_hours_releases_durations_errors_and_costs(
+    web: httpx.Client, site: str
+) -> None:
+    told = words(web.get(f"{site}/past").text)
     for part in (
         "Mean time of a complete pass",
         "0.2.0 99.6%",
@@ -107,8 +115,10 @@ def test_the_past_days_show_hours_releases_durations_errors_and_costs(site: str)
         assert part in told, f"{part}: {told}"
 
 
-def test_a_jobs_page_says_why_it_is_where_it_is_and_what_it_cost(site: str) -> None:
-    told = words(httpx.get(f"{site}/jobs/{READING}").text)
+def test_a_jobs_page_says_why_it_is_where_it_is_and_what_it_cost(
+    web: httpx.Client, site: str
+) -> None:
+    told = words(web.get(f"{site}/jobs/{READING}").text)
     for part in (
         "processing worker-7d9f-1-a1b2c3 is at extract_facts (46%) with 280 of 612 chunks read",
         "consolidate_facts comes next.",
@@ -118,34 +128,36 @@ def test_a_jobs_page_says_why_it_is_where_it_is_and_what_it_cost(site: str) -> N
         "claimed attempt 1 by worker-7d9f-1-a1b2c3",
     ):
         assert part in told, f"{part}: {told}"
-    failed = words(httpx.get(f"{site}/jobs/{FAILED}").text)
+    failed = words(web.get(f"{site}/jobs/{FAILED}").text)
     assert "fullpass retry" in failed
 
 
-def test_a_job_is_found_by_its_id_and_by_its_person(site: str, scene_url: str) -> None:
+def test_a_job_is_found_by_its_id_and_by_its_person(
+    web: httpx.Client, site: str, scene_url: str
+) -> None:
     (row,) = ask(scene_url, "select user_id from processing_jobs where id = $1", READING)
     for asked in (READING, row["user_id"]):
-        answer = httpx.get(f"{site}/find", params={"id": str(asked)})
+        answer = web.get(f"{site}/find", params={"id": str(asked)})
         assert (answer.status_code, answer.headers["location"]) == (303, f"/jobs/{READING}")
-    assert httpx.get(f"{site}/find", params={"id": "0b9d"}).status_code == 400
+    assert web.get(f"{site}/find", params={"id": "0b9d"}).status_code == 400
     nobody = "00000000-0000-4000-8000-00000000dead"
-    assert httpx.get(f"{site}/find", params={"id": nobody}).status_code == 404
-    assert httpx.get(f"{site}/jobs/{nobody}").status_code == 404
-    assert httpx.get(f"{site}/jobs/1 or 1=1").status_code == 404
+    assert web.get(f"{site}/find", params={"id": nobody}).status_code == 404
+    assert web.get(f"{site}/jobs/{nobody}").status_code == 404
+    assert web.get(f"{site}/jobs/1 or 1=1").status_code == 404
 
 
-def test_no_word_of_a_conversation_is_shown(site: str, scene_url: str) -> None:
+def test_no_word_of_a_conversation_is_shown(web: httpx.Client, site: str, scene_url: str) -> None:
     (held,) = ask(scene_url, "select count(*) from conversation_chunks where content ~ 'SECRET'")
     assert held["count"] > 0
     for page in PAGES:
-        assert "SECRET" not in httpx.get(f"{site}{page}").text
+        assert "SECRET" not in web.get(f"{site}{page}").text
 
 
-def test_every_answer_forbids_what_a_page_could_be_made_to_do(site: str) -> None:
+def test_every_answer_forbids_what_a_page_could_be_made_to_do(web: httpx.Client, site: str) -> None:
     answers = [
-        *(httpx.get(f"{site}{path}") for path in (*PAGES, "/style.css", "/live.js", "/nowhere")),
-        httpx.get(f"{site}/", headers={"Host": "evil.example"}),
-        httpx.post(f"{site}/"),
+        *(web.get(f"{site}{path}") for path in (*PAGES, "/style.css", "/live.js", "/nowhere")),
+        web.get(f"{site}/", headers={"Host": "evil.example"}),
+        web.post(f"{site}/"),
     ]
     for answer in answers:
         policy = answer.headers["content-security-policy"]
@@ -157,18 +169,18 @@ def test_every_answer_forbids_what_a_page_could_be_made_to_do(site: str) -> None
         assert answer.headers["referrer-policy"] == "no-referrer"
         assert "server" not in answer.headers
     for page in PAGES:
-        read = Reader(httpx.get(f"{site}{page}").text)
+        read = Reader(web.get(f"{site}{page}").text)
         assert not any(name == "style" or name.startswith("on") for _, a in read.tags for name in a)
         assert all(re.match(r"/|#|$|data:,$", link) for link in read.values("href"))
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
-def test_nothing_can_be_changed_there(site: str, method: str) -> None:
+def test_nothing_can_be_changed_there(web: httpx.Client, site: str, method: str) -> None:
     for page in PAGES:
-        assert httpx.request(method, f"{site}{page}").status_code == 405
+        assert web.request(method, f"{site}{page}").status_code == 405
 
 
-def test_a_name_that_a_hostile_page_points_here_is_refused(site: str) -> None:
+def test_a_name_that_a_hostile_page_points_here_is_refused(web: httpx.Client, site: str) -> None:
     port = urlsplit(site).port
     for host, status in {
         f"127.0.0.1:{port}": 200,
@@ -181,31 +193,33 @@ def test_a_name_that_a_hostile_page_points_here_is_refused(site: str) -> None:
         "[::1": 421,
         "": 421,
     }.items():
-        assert httpx.get(f"{site}/", headers={"Host": host}).status_code == status, host
+        assert web.get(f"{site}/", headers={"Host": host}).status_code == status, host
 
 
-def test_who_has_no_token_sees_nothing(locked: str) -> None:
+def test_who_has_no_token_sees_nothing(web: httpx.Client, locked: str) -> None:
     for path in (*PAGES, "/live.js", "/find?id=x", "/nowhere"):
-        answer = httpx.get(f"{locked}{path}")
+        answer = web.get(f"{locked}{path}")
         assert (answer.status_code, len(answer.text) < 100) == (401, True)
         assert answer.headers["content-security-policy"]
-        person = httpx.get(f"{locked}{path}", headers={"Accept": "text/html"})
+        person = web.get(f"{locked}{path}", headers={"Accept": "text/html"})
         assert (person.status_code, person.headers["location"]) == (303, "/login")
     for wrong in ("", TOKEN[:-1], f"{TOKEN}x", "ü" * 20):
         header = {"Authorization": f"Bearer {wrong}".strip().encode()}
-        assert httpx.get(f"{locked}/", headers=header).status_code == 401
-        assert httpx.post(f"{locked}/login", data={"token": wrong}).status_code == 401
+        assert web.get(f"{locked}/", headers=header).status_code == 401
+        assert web.post(f"{locked}/login", data={"token": wrong}).status_code == 401
     for cookie in (TOKEN, "", "a b; c", 'fullpass_dashboard="'):
         header = {"Cookie": f"fullpass_dashboard={cookie}"}
-        assert httpx.get(f"{locked}/", headers=header).status_code == 401
-    overlong = httpx.post(f"{locked}/login", content=f"token={TOKEN}&x={'x' * 100_000}")
+        assert web.get(f"{locked}/", headers=header).status_code == 401
+    overlong = web.post(f"{locked}/login", content=f"token={TOKEN}&x={'x' * 100_000}")
     assert overlong.status_code == 401
 
 
-def test_the_token_opens_as_a_header_and_as_a_cookie_that_does_not_hold_it(locked: str) -> None:
+def test_the_token_opens_as_a_header_and_as_a_cookie_that_does_not_hold_it(
+    web: httpx.Client, locked: str
+) -> None:
     bearer = {"Authorization": f"Bearer {TOKEN}"}
-    assert "It works" in httpx.get(f"{locked}/", headers=bearer).text
-    with httpx.Client(base_url=locked) as person:
+    assert "It works" in web.get(f"{locked}/", headers=bearer).text
+    with httpx.Client(base_url=locked, verify=False) as person:
         entered = person.post("/login", data={"token": TOKEN})
         assert (entered.status_code, entered.headers["location"]) == (303, "/")
         cookie = entered.headers["set-cookie"].lower()
@@ -215,13 +229,11 @@ def test_the_token_opens_as_a_header_and_as_a_cookie_that_does_not_hold_it(locke
         assert "secure" not in cookie
         assert "It works" in person.get("/").text
     # Behind a proxy that speaks TLS the cookie keeps to TLS.
-    tls = httpx.post(
-        f"{locked}/login", data={"token": TOKEN}, headers={"X-Forwarded-Proto": "https"}
-    )
+    tls = web.post(f"{locked}/login", data={"token": TOKEN}, headers={"X-Forwarded-Proto": "https"})
     assert "secure" in tls.headers["set-cookie"].lower()
-    named = httpx.get(f"{locked}/", headers={**bearer, "Host": "jobs.example.org"})
+    named = web.get(f"{locked}/", headers={**bearer, "Host": "jobs.example.org"})
     assert named.status_code == 200
-    assert httpx.get(f"{locked}/", headers={**bearer, "Host": "evil.example"}).status_code == 421
+    assert web.get(f"{locked}/", headers={**bearer, "Host": "evil.example"}).status_code == 421
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "localhost.example.org"])
@@ -248,7 +260,7 @@ def test_a_port_that_is_taken_is_named() -> None:
 
 
 def test_the_command_starts_says_where_keeps_the_token_to_itself_and_ends_with_ctrl_c(
-    scene_url: str, tmp_path: Path
+    web: httpx.Client, scene_url: str, tmp_path: Path
 ) -> None:
     refused = Cli(tmp_path, DATABASE_URL=scene_url).run("dashboard", "--host", "0.0.0.0")
     assert refused.returncode == 2
@@ -257,9 +269,9 @@ def test_the_command_starts_says_where_keeps_the_token_to_itself_and_ends_with_c
     output = tmp_path / "output.txt"
     with dashboard_process(cli, "--host", "0.0.0.0") as (at, process):
         bearer = {"Authorization": f"Bearer {TOKEN}"}
-        assert httpx.get(f"{at}/", headers=bearer).status_code == 200
-        assert httpx.post(f"{at}/login", data={"token": "wrong"}).status_code == 401
-        assert httpx.get(f"{at}/login?token={TOKEN}").status_code == 200
+        assert web.get(f"{at}/", headers=bearer).status_code == 200
+        assert web.post(f"{at}/login", data={"token": "wrong"}).status_code == 401
+        assert web.get(f"{at}/login?token={TOKEN}").status_code == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
     told = output.read_text()
@@ -280,7 +292,9 @@ def test_a_worker_never_imports_the_web_library() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_hostile_text_in_the_database_comes_out_as_text(database_url: str) -> None:
+def test_hostile_text_in_the_database_comes_out_as_text(
+    web: httpx.Client, database_url: str
+) -> None:
     fill(database_url)
     ask(
         database_url,
@@ -298,7 +312,7 @@ def test_hostile_text_in_the_database_comes_out_as_text(database_url: str) -> No
     )  # fmt: skip
     with dashboard(database_url) as at:
         for page in PAGES:
-            answer = httpx.get(f"{at}{page}")
+            answer = web.get(f"{at}{page}")
             assert answer.status_code == 200, answer.text
             assert "<script>document" in words(answer.text)
             read = Reader(answer.text)
@@ -312,6 +326,7 @@ def test_hostile_text_in_the_database_comes_out_as_text(database_url: str) -> No
 
 
 def test_the_first_page_is_quick_and_small_with_much_history_and_everything_wrong_at_once(
+    web: httpx.Client,
     database_url: str,
 ) -> None:
     fill(database_url, jobs=30_000)
@@ -353,10 +368,11 @@ def test_the_first_page_is_quick_and_small_with_much_history_and_everything_wron
         ms, size = quickest_ms(f"{at}/", limit_ms=100)
         assert size <= 100_000
         assert ms <= 100
-        assert "And 44 more, begun later." in httpx.get(f"{at}/").text
+        assert "And 44 more, begun later." in web.get(f"{at}/").text
 
 
 def test_the_database_is_only_read_and_each_question_has_its_time(
+    web: httpx.Client,
     database_url: str,
 ) -> None:
     # A view that tells how it is asked, in the words of an error.
@@ -374,47 +390,49 @@ def test_the_database_is_only_read_and_each_question_has_its_time(
         "null::timestamptz as run_at",
     )
     with dashboard(database_url) as at:
-        answer = httpx.get(f"{at}/")
+        answer = web.get(f"{at}/")
         assert answer.status_code == 503
         assert "read only on, at most 5s, repeatable read" in words(answer.text)
-        assert httpx.get(f"{at}/past").status_code == 200
+        assert web.get(f"{at}/past").status_code == 200
 
 
-def test_an_outage_is_a_page_and_passes(database_url: str) -> None:
+def test_an_outage_is_a_page_and_passes(web: httpx.Client, database_url: str) -> None:
     admin = postgres.url_of(database_url, "postgres")
     name = urlsplit(database_url).path.lstrip("/")
     with dashboard(database_url) as at:
-        assert httpx.get(f"{at}/").status_code == 200
+        assert web.get(f"{at}/").status_code == 200
         ask(admin, f"alter database {name} allow_connections false")
         ask(
             admin, "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1", name
         )
-        gone = httpx.get(f"{at}/")
+        gone = web.get(f"{at}/")
         assert (gone.status_code, "does not answer" in gone.text) == (503, True)
         ask(admin, f"alter database {name} allow_connections true")
         deadline = time.monotonic() + 20
-        while httpx.get(f"{at}/").status_code != 200:
+        while web.get(f"{at}/").status_code != 200:
             assert time.monotonic() < deadline
             time.sleep(0.05)  # polled until the deadline
 
 
 def test_a_database_that_is_behind_is_told_what_to_do(
+    web: httpx.Client,
     empty_database_url: str,
 ) -> None:
     with dashboard(empty_database_url) as at:
-        answer = httpx.get(f"{at}/")
+        answer = web.get(f"{at}/")
         assert (answer.status_code, "run `fullpass migrate`" in answer.text) == (503, True)
         asyncio.run(migrations.apply(empty_database_url))
-        assert httpx.get(f"{at}/").status_code == 200
+        assert web.get(f"{at}/").status_code == 200
 
 
 def test_the_readers_login_is_enough_for_the_queue_and_the_workers_for_a_job(
+    web: httpx.Client,
     scene_url: str,
 ) -> None:
     for role, status in {"fullpass_reader": 403, "fullpass_worker": 200}.items():
         with login_in(scene_url, role) as url, dashboard(url) as at:
-            assert httpx.get(f"{at}/").status_code == 200
-            assert httpx.get(f"{at}/past").status_code == 200
-            job = httpx.get(f"{at}/jobs/{READING}")
+            assert web.get(f"{at}/").status_code == 200
+            assert web.get(f"{at}/past").status_code == 200
+            job = web.get(f"{at}/jobs/{READING}")
             assert job.status_code == status, job.text
             assert ("fullpass_worker" in job.text) == (status == 403)

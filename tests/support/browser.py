@@ -85,9 +85,9 @@ def browser(folder: Path) -> Iterator[Browser]:
     assert BROWSER is not None
     its_orders, orders = os.pipe()
     answers, its_answers = os.pipe()
-    # It reads descriptor 3 and writes 4; a shell puts them there.
+    # It reads descriptor 3 and writes 4; a shell that knows two-digit ones puts them there.
     process = subprocess.Popen(
-        ["sh", "-c", f'exec "$@" 3<&{its_orders} 4>&{its_answers}', "sh", BROWSER, *_OPTIONS,
+        ["bash", "-c", f'exec "$@" 3<&{its_orders} 4>&{its_answers}', "bash", BROWSER, *_OPTIONS,
          f"--user-data-dir={folder}"],
         pass_fds=(its_orders, its_answers), stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

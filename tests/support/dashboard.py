@@ -70,7 +70,7 @@ def dashboard_process(
 def quickest_ms(url: str, *, limit_ms: float) -> tuple[float, int]:
     """Ask for a page nine times, or until it is quick enough; give the best time and its bytes."""
     best, size = float("inf"), 0
-    with httpx.Client() as client:
+    with httpx.Client(verify=False) as client:
         for turn in range(60):
             if turn >= 9 and best <= limit_ms:
                 break
