@@ -95,8 +95,7 @@ def site(scene_url: str) -> Iterator[str]:
         yield at
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [390, 700, 1280])
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (700, False), (1280, True)])
 def test_every_page_fits_is_legible_and_loads_only_its_own(
     chromium: Browser, site: str, width: int, *, dark: bool
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from daemon.cli.page import page
+from tests.support.browser import BROWSER
 from tests.support.pages_read import HOSTILE, Reader
 
 if TYPE_CHECKING:
@@ -110,12 +110,12 @@ def test_a_person_of_very_many_facts_gets_a_page_that_opens() -> None:
     assert len(text) < 3_000_000
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+@pytest.mark.skipif(BROWSER is None, reason="missing component: Chromium")
 def test_a_real_browser_runs_nothing_and_loads_nothing(tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text(page(hostile()), encoding="utf-8")
     shown = subprocess.run(
-        ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=500",
+        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=500",
          f"--user-data-dir={tmp_path}", "--dump-dom", file.as_uri()],
         capture_output=True, text=True, timeout=60, check=True,
     ).stdout  # fmt: skip
