@@ -54,7 +54,7 @@ test: $(STAMP) ## Every test, the faults in their short form
 faults: $(STAMP) ## The kills, restarts and partitions in full
 	@FULLPASS_FAULTS=long $(BIN)/python -m pytest -n $(WORKERS) tests/faults tests/integration/test_lease_model.py $(ARGS)
 
-history: $(STAMP) ## Views over a million jobs, tables after 100,000 (twenty minutes)
+history: $(STAMP) ## Views and dashboard over a million jobs, tables after 100,000 (twenty minutes)
 	@FULLPASS_FAULTS=history $(BIN)/python -m pytest tests/faults/test_much_history.py $(ARGS)
 
 pictures: $(STAMP) ## Renew the pictures in docs/images (needs Chromium)

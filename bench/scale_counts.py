@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import asyncpg
 
 from bench.queue_peers.harness import Meter
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 # Backends tell the server's counters what they did once a second, or when they end.
 _REPORTED_SECONDS = 1.5
@@ -44,13 +49,17 @@ class Look:
         self.most_connections = 0
 
     @classmethod
-    async def at(cls, url: str) -> Look:
+    @contextlib.asynccontextmanager
+    async def at(cls, url: str) -> AsyncIterator[Look]:
         """Begin to count here."""
         look = cls(url, await Meter.connect(url))
-        look._tables = await look._read()
-        look._lsn = await look._meter.ask("select pg_current_wal_insert_lsn()::text")
-        look._requests = await look._meter.requests()
-        return look
+        try:
+            look._tables = await look._read()
+            look._lsn = await look._meter.ask("select pg_current_wal_insert_lsn()::text")
+            look._requests = await look._meter.requests()
+            yield look
+        finally:
+            await look._meter.close()
 
     @property
     def counted(self) -> str:
