@@ -179,6 +179,17 @@ def test_it_stays_fresh_by_itself_and_leaves_alone_what_is_being_read(
     assert tab.complaints() == []
 
 
+def test_a_person_finds_a_job_by_typing_its_id(chromium: Browser, site: str) -> None:
+    tab = Tab(chromium)
+    tab.open(f"{site}/")
+    submit = "document.getElementById('find').value = '{}'; document.querySelector('form').requestSubmit()"
+    tab.evaluate(submit.format("'; drop table"[2:]))
+    assert tab.evaluate("document.getElementById('find').validity.patternMismatch")
+    tab.evaluate(submit.format(READING))
+    tab.until(f"location.pathname === '/jobs/{READING}'")
+    assert tab.complaints() == []
+
+
 def test_without_script_all_of_it_is_there(chromium: Browser, site: str) -> None:
     tab = Tab(chromium, script=False)
     tab.open(f"{site}/")

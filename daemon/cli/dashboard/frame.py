@@ -23,7 +23,7 @@ LONGEST_TOLD = 300
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of a page; without a title it is the page's opening."""
+    """A part of a page. The opening one has no title to be seen, and is named by its name."""
 
     name: str
     title: str
@@ -33,7 +33,7 @@ class Section:
     def html(self) -> str:
         """The section as HTML, named by its heading."""
         if not self.title:
-            return f'<section id="{self.name}" aria-label="{self.name}">{self.body}</section>\n'
+            return f'<section id="{self.name}" aria-label="{self.name.capitalize()}">{self.body}</section>\n'
         return (
             f'<section id="{self.name}" aria-labelledby="{self.name}-title">'
             f'<h2 id="{self.name}-title">{self.title}</h2>{self.body}</section>\n'
@@ -50,7 +50,7 @@ def page(title: str, heading: str, sections: Iterable[Section], *, at: str) -> s
         title,
         f'<header><h1>{heading}</h1><nav aria-label="Pages">{links}'
         '<form action="/find" role="search"><label for="find">Job or person</label>'
-        '<input id="find" name="id" required pattern="[0-9a-fA-F-]{32,36}" maxlength="36" '
+        '<input id="find" name="id" required pattern="[0-9a-fA-F\\-]{32,36}" maxlength="36" '
         'autocomplete="off" spellcheck="false" placeholder="id"><button>Find</button></form>'
         "</nav></header>\n"
         f'<main id="main">\n{"".join(section.html for section in sections)}</main>\n'

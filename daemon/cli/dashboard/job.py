@@ -26,7 +26,7 @@ _LONGEST = 2_000
 def job_page(job: Account) -> str:
     """Return the page."""
     sections = [
-        Section("Where it is", "", _where(job)),
+        Section("state", "", _where(job)),
         Section("steps", "Steps since the last claim", _steps(job)),
         Section("facts", "What is known of it", _known(job)),
     ]

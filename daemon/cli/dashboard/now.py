@@ -33,7 +33,7 @@ _DRAWN = 10
 def now_page(account: Account, steps: dict[str, Rows], hourly: Rows) -> str:
     """Return the page."""
     sections = [
-        Section("Health", "", _health(account)),
+        Section("health", "", _health(account)),
         Section(
             "running", f"Running ({account['queue']['processing']:,})", _running(account, steps)
         ),
