@@ -30,6 +30,8 @@ from daemon.settings import load_settings
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from daemon.export.scanner import Span
+
 HERE = Path(__file__).resolve().parent
 MB = 1_000_000
 _LARGEST_OBJECT = 1 << 28
@@ -105,17 +107,26 @@ def parse(path: Path) -> int:
     with path.open("rb") as file:
         scanner = ObjectScanner(file.read, object_bytes=_LARGEST_OBJECT)
         while (span := scanner.next_span()) is not None:
-            if span.problem:
-                continue
-            view = scanner.view(span)
-            try:
-                count += sum(1 for _ in reader.read_object(view, ""))
-            except DecodeError:
-                view.release()
+            found = None if span.problem else _linearised(reader, scanner, span)
+            if found is None and span.guessed:
+                span = scanner.measure(span)
+                found = None if span.problem else _linearised(reader, scanner, span)
+            if found is not None:
+                count += found
+                scanner.learn(span)
+            elif not span.problem:
                 scanner.reject(span)
-            else:
-                view.release()
     return count
+
+
+def _linearised(reader: ChatGPTReader, scanner: ObjectScanner, span: Span) -> int | None:
+    view = scanner.view(span)
+    try:
+        return sum(1 for _ in reader.read_object(view, "", strict=span.guessed))
+    except DecodeError:
+        return None
+    finally:
+        view.release()
 
 
 def read(path: Path) -> int:
@@ -205,12 +216,15 @@ class Watch:
 
     def now_mb(self) -> float:
         """Give the resident sum at this moment."""
-        return _tree(self._root)[0] / MB
+        return _tree(self._root, set(psutil.pids()))[0] / MB
 
     def _run(self) -> None:
         ticks = 0
+        known: set[int] = set()
         while not self._ended.wait(self._every_seconds):
-            rss, processes = _tree(self._root)
+            # Counted from its second look on: between its start and its exec a child shares its
+            # parent's memory and would count it twice.
+            rss, processes, known = _tree(self._root, known)
             self._rss, self._processes = max(self._rss, rss), max(self._processes, processes)
             ticks += 1
             if ticks % 5 == 0:  # reading it walks the page tables: not at every look
@@ -224,13 +238,16 @@ def _members(root: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def _tree(root: psutil.Process) -> tuple[int, int]:
+def _tree(root: psutil.Process, known: set[int]) -> tuple[int, int, set[int]]:
+    """Sum what the known processes of a tree hold; return also their number and who is there."""
     total = count = 0
-    for process in _members(root):
+    members = _members(root)
+    for process in members:
         with contextlib.suppress(psutil.Error):
-            total += process.memory_info().rss
-            count += 1
-    return total, count
+            if process.pid in known:
+                total += process.memory_info().rss
+                count += 1
+    return total, count, {process.pid for process in members}
 
 
 def _proportional(root: psutil.Process) -> int:
