@@ -33,7 +33,8 @@ class Section:
     def html(self) -> str:
         """The section as HTML, named by its heading."""
         if not self.title:
-            return f'<section id="{self.name}" aria-label="{self.name.capitalize()}">{self.body}</section>\n'
+            name = self.name.capitalize()
+            return f'<section id="{self.name}" aria-label="{name}">{self.body}</section>\n'
         return (
             f'<section id="{self.name}" aria-labelledby="{self.name}-title">'
             f'<h2 id="{self.name}-title">{self.title}</h2>{self.body}</section>\n'
