@@ -68,7 +68,7 @@ async def overview(connection: Connection) -> dict[str, Any]:
                 **{name: now[name] for name in _DAY},
                 "failures": await rows(
                     "select job_id as id, storage_path, error, completed_at "
-                    "from fullpass.ops_failures limit 10"
+                    "from fullpass.ops_ended where status = 'failed' limit 10"
                 ),
             },
         }

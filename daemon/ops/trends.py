@@ -23,6 +23,16 @@ async def hours(connection: Connection) -> Rows:
     return await _rows(connection, "select * from fullpass.ops_hourly")
 
 
+async def ended_last(connection: Connection, *, limit: int = 10) -> Rows:
+    """Return the jobs that ended last, of the last 24 hours."""
+    return await _rows(
+        connection,
+        "select job_id, status, completed_at, seconds, pipeline_version from fullpass.ops_ended "
+        "limit $1",
+        limit,
+    )
+
+
 async def trends(connection: Connection) -> dict[str, Rows]:
     """Return what each view over a period tells, under the view's own name."""
     return {

@@ -248,14 +248,16 @@ order by p.waiting_since;
 comment on view fullpass.ops_waiting is
 'Jobs that wait for the world, with no attempt used up, the longest first. When to look: jobs are pending though workers are idle. What to do: mend what waiting_for says; each goes on by itself at run_at.';
 
-create or replace view fullpass.ops_failures as
-select j.id as job_id, j.user_id, j.storage_path, j.error_message as error, j.completed_at,
-       j.pipeline_version
+create or replace view fullpass.ops_ended as
+select j.id as job_id, j.user_id, j.storage_path, j.status, j.completed_at,
+       extract(epoch from j.completed_at - j.started_at)::float8 as seconds,
+       j.error_message as error, j.pipeline_version
 from public.processing_jobs j
-where j.status = 'failed' and j.completed_at > now() - interval '24 hours'
+where j.completed_at > now() - interval '24 hours'
+  and j.status in ('complete', 'failed', 'cancelled')
 order by j.completed_at desc;
-comment on view fullpass.ops_failures is
-'Every job that failed for good in the last 24 hours, the newest first, with the error that names its step. When to look: somebody was told that theirs failed. What to do: mend the cause, then fullpass retry JOB goes on from what was saved; many alike: ops_errors.';
+comment on view fullpass.ops_ended is
+'Every job that ended in the last 24 hours, the newest first: how, when, after how long; a failed one with the error that names its step. When to look: somebody was told that theirs failed, or asks whether it is done. What to do: mend the cause, then fullpass retry JOB goes on from what was saved; many alike: ops_errors.';
 
 -- By whole hours where money is concerned: the last 24 of them, and the one that is running.
 create or replace view fullpass.ops_now as
@@ -290,7 +292,7 @@ cross join (
     where hour >= date_trunc('day', now(), 'UTC') - interval '29 days'
 ) as s;
 comment on view fullpass.ops_now is
-'All of it in one row: what waits, is due and runs, what is stuck, what ended and what was spent in the last 24 hours. When to look: first. What to do: stuck above 0: ops_stuck; oldest_due_seconds grows: ops_workers; failed above 0: ops_failures.';
+'All of it in one row: what waits, is due and runs, what is stuck, what ended and what was spent in the last 24 hours. When to look: first. What to do: stuck above 0: ops_stuck; oldest_due_seconds grows: ops_workers; failed above 0: ops_ended.';
 
 -- How many, of what release, in the last 24 hours. Numbers of waiting jobs stop at 10,000.
 create or replace view fullpass.ops_overview as

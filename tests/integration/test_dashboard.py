@@ -97,6 +97,7 @@ def test_the_first_page_answers_what_is_asked_at_night(web: httpx.Client, site: 
         "it is encrypted; export it again",
         "spent in 24 hours",
         "complete and 17 failed",
+        "failed 11 min 00 s 0.2.0",  # what ended last, and how
     ):
         assert part in told, f"{part}: {told}"
 

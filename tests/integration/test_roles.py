@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PATH = "exports/one/conversations.json"
 VIEWS = (
     "overview", "running", "stuck", "durations", "errors", "hourly", "costs", "workers", "steps",
-    "waiting", "failures", "now",
+    "waiting", "ended", "now",
 )  # fmt: skip
 
 

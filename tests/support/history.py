@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 VIEWS = (
     "overview", "running", "stuck", "durations", "errors", "hourly", "costs", "workers", "steps",
-    "waiting", "failures", "now",
+    "waiting", "ended", "now",
 )  # fmt: skip
 BIG = {"processing_jobs", "passes", "job_events", "llm_calls", "job_costs"}
 LIMIT_MS = 50

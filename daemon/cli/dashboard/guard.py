@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -48,7 +48,7 @@ class Access:
     """Under which names the site is asked for, and with which token, if any."""
 
     names: frozenset[str]
-    token: str | None
+    token: str | None = field(repr=False)
 
     def welcomes(self, host: str) -> bool:
         """Whether a Host header names this site."""

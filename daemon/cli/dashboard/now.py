@@ -30,7 +30,7 @@ _DRAWN = 10
 """Running passes shown with their steps; of the others the bar alone."""
 
 
-def now_page(account: Account, steps: dict[str, Rows], hourly: Rows) -> str:
+def now_page(account: Account, steps: dict[str, Rows], ended: Rows, hourly: Rows) -> str:
     """Return the page."""
     sections = [
         Section("health", "", _health(account)),
@@ -45,6 +45,7 @@ def now_page(account: Account, steps: dict[str, Rows], hourly: Rows) -> str:
     sections += [
         Section("workers", "Workers", _workers(account["workers"])),
         Section("failures", "Failures of the last 24 hours", _failures(account["last_24_hours"])),
+        Section("ended", "Ended last", _ended(ended)),
         Section("hours", "The last 48 hours", hours_charts(hourly)),
     ]
     mark = "OK" if account["healthy"] else "LOOK"
@@ -226,3 +227,22 @@ def _failures(day: Account) -> str:
     return table("Failed for good, newest first", ("Job", "When (UTC)", "Why"), rows) + (
         f'<p>And {more:,} more: see <a href="/past#errors">errors</a>.</p>' if more > 0 else ""
     )
+
+
+def _ended(jobs: Rows) -> str:
+    if not jobs:
+        return "<p>None in the last 24 hours.</p>"
+    rows = [
+        (
+            job_link(job["job_id"]),
+            moment(job["completed_at"]),
+            f'<strong class="ill">{job["status"]}</strong>'
+            if job["status"] == "failed"
+            else plain_text(job["status"]),
+            span(job["seconds"]) if job["seconds"] is not None else "",
+            plain_text(job["pipeline_version"] or "", most=40),
+        )
+        for job in jobs
+    ]
+    columns = ("Job", "When (UTC)", "How", "After", "Release")
+    return table("From first claim to end, newest first", columns, rows)

@@ -25,7 +25,7 @@ from daemon.errors import OutOfReach
 from daemon.logs import get_logger, masked
 from daemon.ops.overview import overview
 from daemon.ops.status import job_account, newest_job
-from daemon.ops.trends import hours, steps_at_work, trends
+from daemon.ops.trends import ended_last, hours, steps_at_work, trends
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -57,8 +57,9 @@ def application(pool: Pool, access: Access) -> ASGIApp:
             account = await overview(connection)
             running = [UUID(job["job_id"]) for job in account["running"]]
             steps = await steps_at_work(connection, running) if running else {}
+            ended = await ended_last(connection)
             hourly = await hours(connection)
-        return HTMLResponse(now_page(account, steps, hourly))
+        return HTMLResponse(now_page(account, steps, ended, hourly))
 
     async def past(_request: Request) -> Response:
         async with _reading(pool) as connection:
