@@ -167,7 +167,7 @@ async def _done(look: Look) -> None:
 
 @contextlib.asynccontextmanager
 async def _workers(url: str, claims: list[Path], asked: Asked) -> AsyncIterator[None]:
-    """Start a worker process for each file, and wait until all of them beat."""
+    """Start a worker process for each file, in a group of their own; wait until all beat."""
     environment = {
         **{k: v for k, v in os.environ.items() if k in {"PATH", "HOME", "LANG", "TMPDIR"}},
         "DATABASE_URL": url,
@@ -176,31 +176,27 @@ async def _workers(url: str, claims: list[Path], asked: Asked) -> AsyncIterator[
     }
     db = await asyncpg.connect(url, statement_cache_size=0)
     before = await db.fetchval("select clock_timestamp()")
-    command = [sys.executable, str(ROOT / "bench" / "scale_worker.py")]
-    running = [
-        subprocess.Popen(  # noqa: ASYNC220 - starting blocks for a moment, before anything is timed
-            [*command, str(asked.calls), str(asked.milliseconds), str(file)], env=environment
-        )
-        for file in claims
-    ]
+    command = [
+        sys.executable, str(ROOT / "bench" / "scale_worker.py"), str(asked.calls),
+        str(asked.milliseconds), *map(str, claims),
+    ]  # fmt: skip
+    workers = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: ASYNC220 - before anything is timed
     try:
         deadline = time.monotonic() + _START_SECONDS
         beating = "select count(*) from fullpass.workers where started_at >= $1"
         while await db.fetchval(beating, before) < len(claims):
-            if time.monotonic() > deadline or any(p.poll() is not None for p in running):
+            if time.monotonic() > deadline or workers.poll() is not None:
                 raise RuntimeError("a worker did not start")
             await asyncio.sleep(0.05)
         yield
     finally:
         await db.close()
-        for process in running:
-            process.send_signal(signal.SIGTERM)
-        for process in running:
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        workers.send_signal(signal.SIGTERM)
+        try:
+            workers.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(workers.pid, signal.SIGKILL)
+            workers.wait()
 
 
 async def footprint(

@@ -1,15 +1,18 @@
-"""One worker of the curve: the daemon as it is, its pass replaced by one that only waits and writes.
+"""Workers of the curve: the daemon as it is, its pass replaced by one that only waits and writes.
 
-    DATABASE_URL=… python bench/scale_worker.py CALLS MILLISECONDS CLAIMS_FILE
+    DATABASE_URL=… python bench/scale_worker.py CALLS MILLISECONDS CLAIMS_FILE…
 
+A process for each file, forked when everything is imported, since importing is not what is measured.
 A simulated pass makes CALLS model calls of MILLISECONDS each: after each a receipt, as the ledger
 writes it, and a fenced transaction that reports progress. How long each claim took stands in
-CLAIMS_FILE, a line each in milliseconds, once the worker has ended.
+its file, a line each in milliseconds, once the worker has ended by SIGTERM.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -33,7 +36,7 @@ _REPLY = '{"facts": []}' * 150
 """About 2 kB, as a reply of an extraction has."""
 
 
-async def main(calls: int, milliseconds: float, claims: Path) -> None:
+async def work(calls: int, milliseconds: float, claims: Path) -> None:
     """Work until SIGTERM."""
     settings = load_settings()
     assert settings.database_url is not None
@@ -65,6 +68,24 @@ async def main(calls: int, milliseconds: float, claims: Path) -> None:
     claims.write_text("".join(f"{ms:.3f}\n" for ms in took), encoding="utf-8")
 
 
+def main(calls: int, milliseconds: float, files: list[Path]) -> None:
+    """Fork the workers, pass SIGTERM on to them and wait for them."""
+    workers = []
+    for file in files:
+        if pid := os.fork():
+            workers.append(pid)
+            continue
+        asyncio.run(work(calls, milliseconds, file))
+        os._exit(0)
+
+    def pass_on(number: int, _frame: object) -> None:
+        for pid in workers:
+            os.kill(pid, number)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    sys.exit(any(os.waitpid(pid, 0)[1] for pid in workers))
+
+
 if __name__ == "__main__":
     configure_logs(log_format="json", level="ERROR")
-    asyncio.run(main(int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3])))
+    main(int(sys.argv[1]), float(sys.argv[2]), [Path(name) for name in sys.argv[3:]])
