@@ -1,4 +1,7 @@
-"""Two days in the life of a queue, for the screens people look at: varied, and always the same."""
+"""Two days in the life of a queue, for the screens people look at: varied, and always the same.
+
+Who lives in it has beaten, and holds its leases, an hour ahead: a test may take its time.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ FAILED = UUID("5c1e0000-0000-4000-8000-0000000000f0")
 _ENDED = """
 with hours as (
     select h, (4 + 9 * (1 + sin((h + 3) / 24.0 * 2 * pi())) + (h * 7) % 5)::int as jobs
-    from generate_series(0, 47) as h
+    from generate_series(0, 46) as h
 )
 insert into public.processing_jobs (
     user_id, storage_path, status, progress, attempts, lease_epoch, pipeline_version, worker_id,
@@ -53,9 +56,9 @@ on conflict do nothing;
 _LIVE = """
 insert into fullpass.workers (worker_id, version, started_at, last_beat_at, rss_bytes, peak_rss_bytes,
                               memory_limit_bytes, loop_lag_ms, llm_in_flight, llm_limit, llm_held_by)
-values ('worker-7d9f-1-a1b2c3', '0.2.0', now() - interval '5 hours', now(), 171000000, 240000000,
+values ('worker-7d9f-1-a1b2c3', '0.2.0', now() - interval '5 hours', now() + interval '1 hour', 171000000, 240000000,
         536870912, 3, 3, 3, 'ceiling'),
-       ('worker-7d9f-1-d4e5f6', '0.2.0', now() - interval '5 hours', now() - interval '4 seconds',
+       ('worker-7d9f-1-d4e5f6', '0.2.0', now() - interval '5 hours', now() + interval '1 hour',
         318000000, 402000000, 536870912, 9, 1, 2, 'memory'),
        ('worker-5c2a-1-0a0b0c', '0.1.0', now() - interval '2 days', now() - interval '4 minutes',
         150000000, 260000000, 536870912, 2, 0, 3, 'ceiling');
@@ -64,7 +67,7 @@ insert into public.processing_jobs (
     created_at, current_step, progress, attempts, pipeline_version, conversation_count, message_count)
 select ('5c1e0000-0000-4000-8000-00000000000' || n)::uuid, md5('live' || n)::uuid,
        'exports/' || left(md5('live' || n), 8) || '/export.zip', 'processing', 1,
-       case n when 4 then now() - interval '30 seconds' else now() + interval '50 seconds' end,
+       case n when 4 then now() - interval '3 minutes' else now() + interval '1 hour' end,
        (array['worker-7d9f-1-a1b2c3', 'worker-7d9f-1-a1b2c3', 'worker-7d9f-1-d4e5f6',
               'worker-5c2a-1-0a0b0c'])[n], at, at, at - interval '3 seconds',
        (array['extract_facts', 'save_chunks', 'generate_memory', 'extract_facts'])[n],
