@@ -76,6 +76,7 @@ def _health(account: Account) -> str:
     spent = f"spent in 24 hours, {day['calls']:,} calls"
     if day["calls_of_unknown_price"]:
         spent += f" ({day['calls_of_unknown_price']:,} of unknown price not included)"
+    spent += f"; ${day['cost_usd_30_days']:,.2f} in 30 days"
     cards = [
         (f"{queue['processing']:,}", "running"),
         (f"{queue['due']:,}", due),
@@ -83,7 +84,6 @@ def _health(account: Account) -> str:
         (f"{day['complete']:,}", "complete in 24 hours"),
         (f"{day['failed']:,}", f"failed, {day['cancelled']:,} cancelled"),
         (f"${day['cost_usd']:,.2f}", spent),
-        (f"${day['cost_usd_30_days']:,.2f}", "spent in 30 days"),
     ]
     verdict = said(account["verdict"], most=LONGEST_TOLD)
     return (
