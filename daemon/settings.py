@@ -138,6 +138,8 @@ class Settings(BaseSettings):
     """None: json when the log's stream is no terminal, else console."""
     log_level: LogLevel = "INFO"
     health_port: int | None = Field(default=None, ge=1, le=65535)
+    dashboard_token: SecretStr | None = None
+    """What a visitor of `fullpass dashboard` must show; asked for on any address but loopback."""
 
     @model_validator(mode="before")
     @classmethod

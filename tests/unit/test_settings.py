@@ -67,6 +67,7 @@ CONTRACT_DEFAULTS = {
     "log_format": None,
     "log_level": "INFO",
     "health_port": None,
+    "dashboard_token": None,
     "pipeline_retention_days": 30,
     "max_wait_hours": 48,
     "allow_local_files": False,
