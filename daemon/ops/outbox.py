@@ -2,8 +2,8 @@
 
 Rows are written by the database in the transaction of what they tell of (sql/migrations/0020),
 for channels that some worker keeps live. Taking one puts it off first, so that a crash while it is
-sent sends it again later, under the same id. Leaves when to look to `telling.py`, and what a message
-says to its channel.
+sent sends it again later, under the same id. Leaves when to look to `telling.py`, and what a
+message says to its channel.
 """
 
 from __future__ import annotations

@@ -93,6 +93,7 @@ class NotifyWebhook:
     def __init__(self, url: str, secret: str) -> None:
         self.address = url
         self._secret = secret
+        self.attempt_seconds = ATTEMPT_SECONDS
 
     async def tell(self, message: Message) -> None:
         """Send it signed; id and body are the same at every attempt, the timestamp is not."""
@@ -107,6 +108,7 @@ class NotifyWebhook:
                 "webhook-timestamp": str(timestamp),
                 "webhook-signature": signed,
             },
+            seconds=self.attempt_seconds,
         )
 
 
