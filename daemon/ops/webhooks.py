@@ -51,11 +51,12 @@ async def post(
 ) -> None:
     """POST a JSON body once. Raises NotTold for anything but a 2xx within `seconds`."""
     loopback = urlsplit(url).hostname in _LOOPBACK
+    tls = _tls()  # not on the receiver's time
     try:
         async with (
             asyncio.timeout(seconds),
             httpx.AsyncClient(
-                verify=_tls(), timeout=seconds, trust_env=not loopback, follow_redirects=False
+                verify=tls, timeout=seconds, trust_env=not loopback, follow_redirects=False
             ) as client,
             client.stream("POST", url, content=body, headers=_HEADERS | (headers or {})) as reply,
         ):

@@ -3,129 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
-import uuid
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from daemon.database import open_pool
 from daemon.ops.outbox import Outbox
-from daemon.ops.telling import _LOOK_SECONDS, Teller
+from daemon.ops.telling import _LOOK_SECONDS
 from daemon.ops.webhooks import NotifyWebhook
-from daemon.settings import load_settings
 from tests.support.cli import EXAMPLE
 from tests.support.loopback import Reply, Request
 from tests.support.queue_checks import until
 from tests.support.queue_worker import EFFECTS, queue_worker
+from tests.support.telling import (
+    SECRET,
+    a_job,
+    all_ended,
+    ended_job,
+    kept_live,
+    settings_for,
+    telling,
+)
 from tests.support.webhook_receiver import WebhookReceiver, hang
 from tests.support.worker_process import work_once
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from daemon.database import Pool
-
-    Db = asyncpg.Connection[asyncpg.Record]
-
-SECRET = "whsec_" + "c2VjcmV0LXdvcmRz" * 2
-
-
-@pytest.fixture
-def app() -> Iterator[WebhookReceiver]:
-    """The app's receiver."""
-    with WebhookReceiver() as receiver:
-        yield receiver
-
-
-@pytest.fixture
-def chat() -> Iterator[WebhookReceiver]:
-    """The chat room's receiver."""
-    with WebhookReceiver() as receiver:
-        yield receiver
-
-
-@pytest.fixture
-async def pool(database_url: str) -> AsyncIterator[Pool]:
-    opened = await open_pool(database_url)
-    yield opened
-    await opened.close()
-
-
-async def a_job(db: Db, path: str) -> uuid.UUID:
-    job: uuid.UUID = await db.fetchval(
-        "insert into processing_jobs (user_id, storage_path) values (gen_random_uuid(), $1) "
-        "returning id",
-        path,
-    )
-    return job
-
-
-async def ended_job(db: Db, event: str, error: str | None = None) -> uuid.UUID:
-    """End a job that nobody worked: what is told depends on its row and its timeline only."""
-    job = await a_job(db, f"jobs/{uuid.uuid4()}")
-    await db.execute(
-        "select fullpass.end_job(j, $2, $3, $4) from processing_jobs j where id = $1",
-        job,
-        {"completed": "complete", "cancelled": "cancelled"}.get(event, "failed"),
-        event,
-        error,
-    )
-    return job
-
-
-def settings_for(
-    app: WebhookReceiver | None = None, chat: WebhookReceiver | None = None, **more: Any
-) -> dict[str, Any]:
-    named: dict[str, Any] = dict(more)
-    if app is not None:
-        named |= {"notify_webhook": f"{app.url}/hook", "notify_webhook_secret": SECRET}
-    if chat is not None:
-        named["alert_webhook"] = f"{chat.url}/services/room"
-    return named
-
-
-async def kept_live(pool: Pool, *, look_seconds: float = 30.0, **settings: Any) -> Teller:
-    """Give a teller that does not tell yet, its channels live: what comes earlier is told nobody."""
-    configured = load_settings(llm_provider="offline", **settings)
-    teller = Teller(configured, worker_id="w-1", look_seconds=look_seconds)
-    outbox = teller._open(pool)
-    for channel in teller._channels.values():
-        await outbox.keep_live(channel)
-    return teller
-
-
-@asynccontextmanager
-async def telling(
-    pool: Pool, *, look_seconds: float = 0.05, **settings: Any
-) -> AsyncIterator[Teller]:
-    """Tell beside the test, as a worker does."""
-    teller = await kept_live(pool, look_seconds=look_seconds, **settings)
-    task = asyncio.create_task(teller.keep_telling(pool))
-    try:
-        yield teller
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await teller.finish(pool, seconds=0.5)
-
-
-async def all_ended(db: Db) -> None:
-    await until(
-        lambda: db.fetchval(
-            "select not exists (select from fullpass.outbox where ended_at is null)"
-        ),
-        seconds=15,
-    )
-
-
-# -- the app -----------------------------------------------------------------------------------------
+    from tests.support.telling import Db
 
 
 async def test_the_app_is_told_signed_of_a_pass_that_completed_and_of_one_that_failed(
@@ -246,18 +156,6 @@ async def test_a_worker_tells_at_once_and_asks_next_to_nothing_while_idle(
     assert 1 / (0.8 * _LOOK_SECONDS) < 0.06, "looks a second, with the longest stretch of jitter"
 
 
-async def dripping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer with a head that never ends, a byte at a time."""
-    writer.write(b"HTTP/1.1 200 OK\r\nx-long: ")
-    try:
-        while True:
-            writer.write(b"a")
-            await writer.drain()
-            await asyncio.sleep(0.02)  # until the client's deadline
-    except ConnectionError:
-        writer.close()
-
-
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
@@ -299,9 +197,21 @@ async def test_a_bad_receiver_costs_an_attempt_and_nothing_more(
 
 
 async def test_a_head_that_drips_is_cut_off(db: Db, pool: Pool) -> None:
-    server = await asyncio.start_server(dripping, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    url = f"http://127.0.0.1:{port}/"
+    left = asyncio.Event()
+
+    async def drip(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer with a head that never ends, a byte at a time."""
+        writer.write(b"HTTP/1.1 200 OK\r\nx-long: ")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b"a")
+                await writer.drain()
+                await asyncio.sleep(0.02)  # until the client's deadline
+        writer.close()
+        left.set()
+
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
     async with telling(pool, notify_webhook=url, notify_webhook_secret=SECRET) as teller:
         channel = teller._channels["notify"]
         assert isinstance(channel, NotifyWebhook)
@@ -310,7 +220,10 @@ async def test_a_head_that_drips_is_cut_off(db: Db, pool: Pool) -> None:
         error = await until(
             lambda: db.fetchval("select error from fullpass.outbox where attempts = 1"), seconds=5
         )
-    server.close()
+    async with asyncio.timeout(5):
+        await left.wait()
+        server.close()
+        await server.wait_closed()
     assert error == "no answer within 0.3 s"
 
 

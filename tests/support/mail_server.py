@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from email.message import EmailMessage
     from pathlib import Path
 
@@ -75,10 +75,11 @@ def mail_server(*, host: str = "127.0.0.1", tls: Path | None = None) -> Iterator
             "auth_callback": login,
         }  # fmt: skip
     started = threading.Event()
-    loop = asyncio.new_event_loop()
-    stopping = asyncio.Event()
+    stops: list[Callable[[], object]] = []
 
     async def serve() -> None:
+        loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+        stops.append(lambda: loop.call_soon_threadsafe(stopping.set))
         listening = await loop.create_server(
             lambda: SMTP(server, hostname=host, loop=loop, **options), host, 0
         )
@@ -86,19 +87,15 @@ def mail_server(*, host: str = "127.0.0.1", tls: Path | None = None) -> Iterator
         started.set()
         await stopping.wait()
         listening.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
 
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
     assert started.wait(10)
     try:
         yield server
     finally:
-        loop.call_soon_threadsafe(stopping.set)
+        stops[0]()
         thread.join(10)
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
 
 
 def certificate(path: Path, *, host: str) -> Path:
