@@ -76,14 +76,7 @@ class Teller:
         while True:
             self._woken.clear()
             pause = self._look_seconds * random.uniform(0.8, 1.0)
-            try:
-                await self._look(outbox)
-            except OutOfReach as error:
-                _log.warning("telling.waits", error=masked(str(error)))
-                self.alarm.cry_out()
-            except Exception as error:  # noqa: BLE001 - a defect here must not end the telling
-                _log.error("telling.broken", exc_info=error)
-            else:
+            if await self._looked(outbox):
                 pause = min(pause, max(0.0, self._retry_at - time.monotonic()))
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
@@ -92,14 +85,10 @@ class Teller:
     async def finish(self, pool: Pool, *, seconds: float) -> None:
         """Tell what is due, for so long at most; what is left, another worker tells."""
         outbox = self._open(pool)
-        with suppress(TimeoutError, OutOfReach):
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._channels:
-                    await self._look(outbox)
-                    if not self._sending:
-                        break
+                while self._channels and await self._looked(outbox) and self._sending:
                     await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
-        self.alarm.cry_out()
         await self.alarm.hush(seconds=seconds)
         for task in self._sending:
             task.cancel()
@@ -109,6 +98,19 @@ class Teller:
         if not self._channels and not self._silent:
             self._channels = {c.name: c for c in channels_of(self._settings, self._templates, pool)}
         return Outbox(pool)
+
+    async def _looked(self, outbox: Outbox) -> bool:
+        """Look; whatever that meets, the work beside it goes on."""
+        try:
+            await self._look(outbox)
+        except OutOfReach as error:
+            _log.warning("telling.waits", error=masked(str(error)))
+            self.alarm.cry_out()
+        except Exception as error:  # noqa: BLE001 - as above
+            _log.error("telling.broken", exc_info=error)
+        else:
+            return True
+        return False
 
     async def _look(self, outbox: Outbox) -> None:
         """Pass on what stopped this worker, and start sending what is due."""

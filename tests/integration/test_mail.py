@@ -207,6 +207,19 @@ async def test_the_password_goes_out_under_tls_or_not_at_all(
     )
 
 
+async def test_smtps_is_tls_from_the_first_byte(
+    db: Db, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await everybody_is_known(db)
+    pem = certificate(tmp_path / "mail.pem", host="127.0.0.1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    with mail_server(tls=pem, implicit=True) as server:
+        async with telling(pool, **settings_for(server)):
+            await ended_job(db, "completed")
+            await all_ended(db)
+        assert len(server.mails) == 1
+
+
 async def test_a_certificate_that_is_not_trusted_stops_the_mail(
     db: Db, pool: Pool, tmp_path: Path
 ) -> None:

@@ -58,10 +58,16 @@ class MailServer:
 
 
 @contextmanager
-def mail_server(*, host: str = "127.0.0.1", tls: Path | None = None) -> Iterator[MailServer]:
-    """Serve SMTP; with `tls`, a certificate's PEM file, STARTTLS is offered and login wanted."""
+def mail_server(
+    *, host: str = "127.0.0.1", tls: Path | None = None, implicit: bool = False
+) -> Iterator[MailServer]:
+    """Serve SMTP; with `tls`, a certificate's PEM file, STARTTLS is offered and login wanted.
+
+    With `implicit`, TLS begins with the first byte, as `smtps://` does.
+    """
     server = MailServer()
     options: dict[str, Any] = {}
+    context = None
     if tls is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(tls)
@@ -70,7 +76,7 @@ def mail_server(*, host: str = "127.0.0.1", tls: Path | None = None) -> Iterator
             server.logins.append((user, password))
             return True
 
-        options = {
+        options = {} if implicit else {
             "tls_context": context, "require_starttls": True, "auth_required": True,
             "auth_callback": login,
         }  # fmt: skip
@@ -81,9 +87,14 @@ def mail_server(*, host: str = "127.0.0.1", tls: Path | None = None) -> Iterator
         loop, stopping = asyncio.get_running_loop(), asyncio.Event()
         stops.append(lambda: loop.call_soon_threadsafe(stopping.set))
         listening = await loop.create_server(
-            lambda: SMTP(server, hostname=host, loop=loop, **options), host, 0
+            lambda: SMTP(server, hostname=host, loop=loop, **options),
+            host,
+            0,
+            ssl=context if implicit else None,
         )
-        server.url = f"smtp://{host}:{listening.sockets[0].getsockname()[1]}"
+        server.url = (
+            f"{'smtps' if implicit else 'smtp'}://{host}:{listening.sockets[0].getsockname()[1]}"
+        )
         started.set()
         await stopping.wait()
         listening.close()
