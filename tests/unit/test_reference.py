@@ -132,6 +132,9 @@ def test_every_table_column_and_function_named_is_there_and_none_of_the_apps_is_
 def test_every_kind_of_event_on_a_timeline_is_told() -> None:
     made = set(re.findall(r"note_event\(\s*\w+, '([\w.]+)'", migrations()))
     made |= set(re.findall(r"end_job\(\s*\w+, '\w+', '(\w+)'", migrations()))
+    made |= set(
+        re.findall(r"job_events \(job_id, event[^)]*\)\s+values \([\w.]+, '(\w+)'", migrations())
+    )
     made |= set(re.findall(r"case when v_waits then '(\w+)' else '(\w+)'", migrations())[0])
     for path in modules():
         text = path.read_text(encoding="utf-8")
