@@ -117,12 +117,16 @@ async def connection_to(url: str) -> AsyncIterator[Connection]:
 
 @contextmanager
 def schema_expected() -> Iterator[None]:
-    """Turn a missing table or function into the advice to migrate."""
+    """Turn a missing table, function or right into what to do about it."""
     try:
         yield
     except _NO_SCHEMA as error:
         raise SchemaBehind(
             f"the database is not at this release's schema ({error}): run `fullpass migrate`"
+        ) from error
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise UsageError(
+            f"DATABASE_URL: its login may not do this ({error}); use that of the tables' owner"
         ) from error
 
 

@@ -183,6 +183,10 @@ def test_a_workers_login_finds_nothing_to_apply_or_stops_the_deploy(
         cli = Cli(tmp_path, DATABASE_URL=url)
         done = cli.run("migrate")
         assert (done.returncode, done.stdout) == (0, "up to date: nothing to apply\n")
+        for command in (("cancel", PERSON), ("enqueue", "--user", PERSON, "--path", EXPORT)):
+            refused = cli.run(*command)
+            assert refused.returncode == 2
+            assert "use that of the tables' owner" in refused.stderr
         # A release with a migration more: the login may not apply it, and nothing of it is there.
         newest = "(select max(version) from fullpass.schema_migrations)"
         ask(database_url, f"delete from fullpass.schema_migrations where version = {newest}")
