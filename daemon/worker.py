@@ -147,7 +147,8 @@ class Worker:
                 return self.tally
             try:
                 accepted = await self._patiently(lambda: accepted_tiers(pool))
-                if accepted is not None:
+                opened = await self._patiently(lambda: self._teller.open(pool))
+                if accepted is not None and opened:
                     await self._serve_with(pool, accepted, once=once)
             finally:
                 with suppress(TimeoutError):
@@ -217,7 +218,7 @@ class Worker:
         if serving.batches is not None:
             beside.append(asyncio.create_task(serving.batches.keep_tending()))
         beside.append(asyncio.create_task(at_start(None if once else pool, settings)))
-        beside.append(asyncio.create_task(self._teller.keep_telling(pool)))
+        beside.append(asyncio.create_task(self._teller.keep_telling()))
         heartbeat.start()
         _log.info(
             "worker.started", worker_id=self.worker_id, version=__version__,
@@ -230,7 +231,7 @@ class Worker:
             await self._drain()
             for task in beside:
                 task.cancel()
-            await self._teller.finish(pool, seconds=15.0 if once else 1.0)
+            await self._teller.finish(seconds=15.0 if once else 1.0)
             closing = sharing.close(), asyncio.to_thread(heartbeat.stop), serving.wakeup.close()
             await asyncio.wait([asyncio.ensure_future(c) for c in closing], timeout=1.0)
 

@@ -56,6 +56,7 @@ class Teller:
         self.alarm.wake = self.wake
         # Read here, so that templates that cannot be used end the command before any claim.
         self._templates = None if settings.smtp_url is None else Templates(settings.email_templates)
+        self._outbox: Outbox | None = None
         self._channels: dict[str, Channel] = {}
         self._live: set[str] = set()
         self._live_until = 0.0
@@ -68,41 +69,45 @@ class Teller:
         """Look into the outbox now: something has ended."""
         self._woken.set()
 
-    async def keep_telling(self, pool: Pool) -> None:
+    async def open(self, pool: Pool) -> bool:
+        """Have the channels live, so that whatever ends from now on is told. Raises OutOfReach."""
+        self._outbox = Outbox(pool)
+        if not self._silent:
+            self._channels = {c.name: c for c in channels_of(self._settings, self._templates, pool)}
+        await self._keep_live(self._outbox)
+        return True
+
+    async def keep_telling(self) -> None:
         """Tell until cancelled."""
-        outbox = self._open(pool)
-        if not self._channels:
-            return
-        while True:
+        while self._channels:
             self._woken.clear()
             pause = self._look_seconds * random.uniform(0.8, 1.0)
-            if await self._looked(outbox):
+            if await self._looked():
                 pause = min(pause, max(0.0, self._retry_at - time.monotonic()))
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._woken.wait()
 
-    async def finish(self, pool: Pool, *, seconds: float) -> None:
+    async def finish(self, *, seconds: float) -> None:
         """Tell what is due, for so long at most; what is left, another worker tells."""
-        outbox = self._open(pool)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self._channels and await self._looked(outbox) and self._sending:
+                while self._channels and await self._looked() and self._sending:
                     await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
         await self.alarm.hush(seconds=seconds)
         for task in self._sending:
             task.cancel()
         await asyncio.gather(*self._sending, return_exceptions=True)
 
-    def _open(self, pool: Pool) -> Outbox:
-        if not self._channels and not self._silent:
-            self._channels = {c.name: c for c in channels_of(self._settings, self._templates, pool)}
-        return Outbox(pool)
+    async def _keep_live(self, outbox: Outbox) -> None:
+        self._live = {name for name, c in self._channels.items() if await outbox.keep_live(c)}
+        self._live_until = time.monotonic() + _LIVE_SECONDS * random.uniform(0.8, 1.0)
 
-    async def _looked(self, outbox: Outbox) -> bool:
+    async def _looked(self) -> bool:
         """Look; whatever that meets, the work beside it goes on."""
         try:
-            await self._look(outbox)
+            if self._outbox is not None:
+                await self._look(self._outbox)
         except OutOfReach as error:
             _log.warning("telling.waits", error=masked(str(error)))
             self.alarm.cry_out()
@@ -116,8 +121,7 @@ class Teller:
         """Pass on what stopped this worker, and start sending what is due."""
         now = time.monotonic()
         if now >= self._live_until:
-            self._live = {name for name, c in self._channels.items() if await outbox.keep_live(c)}
-            self._live_until = now + _LIVE_SECONDS * random.uniform(0.8, 1.0)
+            await self._keep_live(outbox)
         await self.alarm.write_to(outbox)
         if "alert" in self._live and now >= self._stuck_at:
             await outbox.look_for_stuck()

@@ -62,9 +62,7 @@ async def kept_live(pool: Pool, *, look_seconds: float = 30.0, **settings: Any) 
     """Give a teller that does not tell yet, its channels live: what comes earlier is told nobody."""
     configured = load_settings(llm_provider="offline", **settings)
     teller = Teller(configured, worker_id="w-1", look_seconds=look_seconds)
-    outbox = teller._open(pool)
-    for channel in teller._channels.values():
-        await outbox.keep_live(channel)
+    await teller.open(pool)
     return teller
 
 
@@ -74,13 +72,13 @@ async def telling(
 ) -> AsyncIterator[Teller]:
     """Tell beside the test, as a worker does."""
     teller = await kept_live(pool, look_seconds=look_seconds, **settings)
-    task = asyncio.create_task(teller.keep_telling(pool))
+    task = asyncio.create_task(teller.keep_telling())
     try:
         yield teller
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await teller.finish(pool, seconds=0.5)
+        await teller.finish(seconds=0.5)
 
 
 async def all_ended(db: Db) -> None:
