@@ -69,14 +69,14 @@ def releases(
         "MAX_JOBS_PER_USER_PER_DAY": "0", "POLL_INTERVAL_SECONDS": "0.1",
     }  # fmt: skip
     code = tmp_path / "next-code"
-    shutil.copytree(ROOT / "daemon", code / "daemon")
+    # Compiled files come along, but for those that another process is just writing.
+    shutil.copytree(ROOT / "daemon", code / "daemon", ignore=shutil.ignore_patterns("*.pyc.*"))
     shutil.copytree(ROOT / "sql", code / "sql")
     (code / "sql/migrations/9001_next.sql").write_text(NEXT_MIGRATION, encoding="utf-8")
-    metadata = code / f"fullpass-{NEXT}.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: fullpass\nVersion: {NEXT}\n", encoding="utf-8"
-    )
+    init = code / "daemon/__init__.py"
+    told = init.read_text(encoding="utf-8")
+    assert __version__ in told
+    init.write_text(told.replace(__version__, NEXT), encoding="utf-8")
     found = {}
     for name, version, path in (("this", __version__, ROOT), ("next", NEXT, code)):
         folder = tmp_path / name

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ("console", "sql", "python", "js")
-TOLD = ("ini", "json", "yaml", "text", "markdown", "bash")
-"""Kinds of blocks that are not run here; `ini` sets what follows, `bash` may need what a test of the
+TOLD = ("ini", "json", "yaml", "text", "markdown", "bash", "sh")
+"""Kinds of blocks that are not run here; `ini` sets what follows, a shell's may need what a test of the
 page's own brings."""
 
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
