@@ -232,9 +232,11 @@ async def test_a_receiver_that_hangs_delays_no_alert(
 ) -> None:
     app.always = hang
     async with telling(pool, **settings_for(app, chat)):
-        for n in range(20):
-            await ended_job(db, "completed" if n < 19 else "failed", "extract_facts: no")
-        await chat.until(1, seconds=3)
+        for _ in range(20):
+            await ended_job(db, "completed")
+        await app.until(4)
+        await ended_job(db, "failed", "extract_facts: no")
+        await chat.until(1, seconds=5)
     assert 4 <= len(app.received) <= 8, "a few at a time"
 
 
