@@ -218,7 +218,7 @@ class Worker:
         if serving.batches is not None:
             beside.append(asyncio.create_task(serving.batches.keep_tending()))
         beside.append(asyncio.create_task(at_start(None if once else pool, settings)))
-        beside.append(asyncio.create_task(self._teller.keep_telling()))
+        self._teller.start()
         heartbeat.start()
         _log.info(
             "worker.started", worker_id=self.worker_id, version=__version__,

@@ -122,6 +122,8 @@ class Mail:
             start_tls=False,
             tls_context=ssl.create_default_context(),
             timeout=self._attempt_seconds,
+            # Not this machine's name, which DNS would be asked for and nobody need know.
+            local_hostname=parseaddr(self._sender)[1].rpartition("@")[2].encode("idna").decode(),
         )
         try:
             await client.connect()

@@ -36,7 +36,7 @@ _AT_ONCE = 4
 
 
 class Teller:
-    """Sends what is due for the channels that these settings name, until it is cancelled."""
+    """Sends what is due for the channels that these settings name: `open`, `start`, `finish`."""
 
     def __init__(
         self,
@@ -62,6 +62,8 @@ class Teller:
         self._live_until = 0.0
         self._stuck_at = 0.0
         self._woken = asyncio.Event()
+        self._telling: asyncio.Task[None] | None = None
+        self._finishing = False
         self._sending: dict[asyncio.Task[None], str] = {}
         self._retry_at = float("inf")
 
@@ -77,9 +79,12 @@ class Teller:
         await self._keep_live(self._outbox)
         return True
 
-    async def keep_telling(self) -> None:
-        """Tell until cancelled."""
-        while self._channels:
+    def start(self) -> None:
+        """Tell until `finish`."""
+        self._telling = asyncio.create_task(self._keep_telling())
+
+    async def _keep_telling(self) -> None:
+        while self._channels and not self._finishing:
             self._woken.clear()
             pause = self._look_seconds * random.uniform(0.8, 1.0)
             if await self._looked():
@@ -90,8 +95,13 @@ class Teller:
 
     async def finish(self, *, seconds: float) -> None:
         """Tell what is due, for so long at most; what is left, another worker tells."""
+        self._finishing = True
+        self.wake()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
+                # A look is not cut short: what it took would wait for half a minute.
+                if self._telling is not None:
+                    await self._telling
                 while self._channels and await self._looked() and self._sending:
                     await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
         await self.alarm.hush(seconds=seconds)

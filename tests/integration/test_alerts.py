@@ -117,6 +117,8 @@ async def test_what_stops_all_work_is_told_once_and_so_is_that_it_goes_on(
         )  # fmt: skip
         async with serving(database_url, **settings):
             await chat.until(1)
+        at_once = "update processing_jobs set run_at = now() where status = 'pending'"
+        await db.execute(at_once)
         async with serving(database_url, **settings):  # a restart with the same wrong key
             await until(
                 lambda: db.fetchval(
@@ -129,7 +131,7 @@ async def test_what_stops_all_work_is_told_once_and_so_is_that_it_goes_on(
         assert "ANTHROPIC_API_KEY" in stopped
         assert "test-key" not in stopped
         server.behave(keys=("test-key",))
-        await db.execute("update processing_jobs set run_at = now()")
+        await db.execute(at_once)
         async with serving(database_url, **settings):
             await until(
                 lambda: db.fetchval(

@@ -9,14 +9,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from daemon.database import open_pool
 from daemon.errors import UsageError
 from daemon.ops.mail import Mail, Templates
-from tests.support.cli import EXAMPLE, ask
+from tests.support.cli import EXAMPLE
 from tests.support.mail_server import MailServer, certificate, mail_server
 from tests.support.queue_checks import until
 from tests.support.supabase import login_in
 from tests.support.telling import a_job, all_ended, ended_job, telling
-from tests.support.worker_process import work_once, worker_process
+from tests.support.worker_process import worker_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,18 +61,19 @@ async def not_told(db: Db, job: UUID) -> dict[str, Any] | None:
 
 
 async def test_a_person_gets_one_mail_in_two_forms_when_their_pass_completes(
-    db: Db, database_url: str, post_office: MailServer, tmp_path: Path
+    db: Db, pool: Pool, database_url: str, post_office: MailServer, tmp_path: Path
 ) -> None:
     await everybody_is_known(db)
     await a_job(db, f"file://{EXAMPLE}")
     await a_job(db, f"file://{tmp_path}/nothing.json")  # fails: its person is told by the app
-    said = ""
-    for _ in range(2):
-        with worker_process(
-            database_url, None, "--once", llm_provider="offline", log_level="DEBUG",
-            **settings_for(post_office),
-        ) as worker:  # fmt: skip
-            said += (await asyncio.to_thread(worker.communicate))[1].decode()
+    with worker_process(
+        database_url, None, "--once", llm_provider="offline", log_level="DEBUG",
+        **settings_for(post_office),
+    ) as worker:  # fmt: skip
+        said = (await asyncio.to_thread(worker.communicate))[1].decode()
+    async with telling(pool, **settings_for(post_office)) as teller:
+        teller.wake()
+        await asyncio.sleep(0.1)  # the deadline of a second mail
     (mail,) = post_office.mails
     assert (mail["To"], mail["From"]) == (ADDRESS, "The app <hello@app.example>")
     assert mail["Subject"] == "Your conversations have been read"
@@ -125,17 +127,20 @@ async def test_the_workers_role_needs_the_grant_of_the_security_page(
     db: Db, database_url: str, post_office: MailServer
 ) -> None:
     await everybody_is_known(db)
-    jobs = [await a_job(db, f"file://{EXAMPLE}"), await a_job(db, f"file://{EXAMPLE}")]
     with login_in(database_url, "fullpass_worker") as url:
-        await work_once(url, None, **settings_for(post_office))
-        assert post_office.mails == []
-        reasons = [(await not_told(db, job) or {}).get("reason", "") for job in jobs]
-        assert all("docs/security.md has the grant" in reason for reason in reasons)
-        ask(database_url, "grant usage on schema auth to fullpass_worker")
-        ask(database_url, "grant select (id, email) on auth.users to fullpass_worker")
-        await a_job(db, f"file://{EXAMPLE}")
-        await work_once(url, None, **settings_for(post_office))
-        assert len(post_office.mails) == 1
+        pool = await open_pool(url)
+        async with telling(pool, **settings_for(post_office)):
+            job = await ended_job(db, "completed")
+            await all_ended(db)
+            event = await not_told(db, job)
+            assert event is not None
+            assert "docs/security.md has the grant" in event["reason"]
+            await db.execute("grant usage on schema auth to fullpass_worker")
+            await db.execute("grant select (id, email) on auth.users to fullpass_worker")
+            await ended_job(db, "completed")
+            await all_ended(db)
+        await pool.close()
+    assert len(post_office.mails) == 1
 
 
 async def test_a_refusal_for_now_is_tried_again_and_one_for_good_is_not(

@@ -231,10 +231,12 @@ async def test_a_receiver_that_hangs_delays_no_alert(
     db: Db, pool: Pool, app: WebhookReceiver, chat: WebhookReceiver
 ) -> None:
     app.always = hang
-    async with telling(pool, **settings_for(app, chat)):
-        for n in range(20):
-            await ended_job(db, "completed" if n < 19 else "failed", "extract_facts: no")
-        await chat.until(1, seconds=3)
+    async with telling(pool, finish_seconds=0.2, **settings_for(app, chat)):
+        for _ in range(20):
+            await ended_job(db, "completed")
+        await app.until(4)
+        await ended_job(db, "failed", "extract_facts: no")
+        await chat.until(1, seconds=5)
     assert 4 <= len(app.received) <= 8, "a few at a time"
 
 
@@ -336,6 +338,18 @@ async def test_forgetting_a_person_forgets_what_was_to_be_told_of_them(
         counts = json.loads(await db.fetchval("select fullpass.forget($1)", user))
     assert counts["outbox"] == 1
     assert await db.fetchval("select count(*) from fullpass.outbox") == 0
+
+
+async def test_a_worker_that_ends_in_the_middle_of_a_look_tells_what_that_look_took(
+    db: Db, pool: Pool, app: WebhookReceiver
+) -> None:
+    for n in range(25):
+        async with telling(pool, look_seconds=30, **settings_for(app)) as teller:
+            await ended_job(db, "completed")
+            teller.wake()
+            await asyncio.sleep(n / 10_000)  # each time a little deeper; no deadline
+    assert len(app.received) == 25
+    assert await db.fetchval("select count(*) from fullpass.outbox where attempts <> 1") == 0
 
 
 async def test_looking_for_what_is_due_reads_nothing_else(db: Db) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -68,17 +67,15 @@ async def kept_live(pool: Pool, *, look_seconds: float = 30.0, **settings: Any) 
 
 @contextlib.asynccontextmanager
 async def telling(
-    pool: Pool, *, look_seconds: float = 0.05, **settings: Any
+    pool: Pool, *, look_seconds: float = 0.05, finish_seconds: float = 5.0, **settings: Any
 ) -> AsyncIterator[Teller]:
     """Tell beside the test, as a worker does."""
     teller = await kept_live(pool, look_seconds=look_seconds, **settings)
-    task = asyncio.create_task(teller.keep_telling())
+    teller.start()
     try:
         yield teller
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await teller.finish(seconds=0.5)
+        await teller.finish(seconds=finish_seconds)
 
 
 async def all_ended(db: Db) -> None:
