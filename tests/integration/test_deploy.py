@@ -65,6 +65,7 @@ LEFT_OUT = {
     "notify_webhook_secret": "the app's choice",
     "smtp_url": "the app's choice",
     "email_from": "the app's choice",
+    "email_templates": "the app's choice",
     "log_level": "INFO is meant for production",
     "dashboard_token": "a worker serves no dashboard",
     "health_port": "a background worker has no inbound traffic",
