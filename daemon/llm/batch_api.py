@@ -82,6 +82,11 @@ class BatchApi:
         bill = self._provider.models.named(model).bill(usage, batch=batch)
         return None if bill is None else bill.cost_usd
 
+    def most_it_costs(self, request: Request) -> Decimal:
+        """Return the most that a request can cost by batch; 0 when the price is not known."""
+        factor = self._provider.models.named(request.model).batch_factor
+        return self._provider.most_it_costs(request) * factor
+
     async def create(self, requests: Sequence[tuple[str, Request]]) -> Remote:
         """Make a batch of (custom id, request) pairs.
 

@@ -153,8 +153,7 @@ def _text(content: object) -> str:
 
 
 def _stop_reason(given: object) -> str:
-    """Return a server's stop reason as a receipt can hold it: Postgres takes no NUL and no half
-    of a surrogate pair, and what was paid must be noted whatever the server calls it."""
+    """Return a server's stop reason as a receipt can hold it: without NUL or half a pair."""
     said = str(given or "unknown").encode("utf-8", "replace").decode()
     return said.replace("\x00", "")[:_LONGEST_STOP_REASON] or "unknown"
 

@@ -216,7 +216,7 @@ async def test_a_limit_on_cost_holds_before_a_batch_is_made(
         assert not server.batches.made
         assert not server.record.calls
         # Parts go as far as the money reaches at their estimated cost, the rest when it is known.
-        limit = 0.004
+        limit = 0.006
         await db.fetchval("select fullpass.retry($1)", job)
         tally = await work_once(database_url, server.url, max_cost_usd_per_job=limit, **BATCH)
         sizes = [len(batch.requests) for batch in server.batches.made.values()]

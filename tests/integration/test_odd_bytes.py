@@ -40,7 +40,7 @@ class OneAnswer(LoopbackServer):
         super().__init__()
         self.body, self.headers, self.calls = body, headers, 0
 
-    async def handle(self, request: WireRequest) -> Reply:  # noqa: ARG002
+    async def handle(self, request: WireRequest) -> Reply:
         self.calls += 1
         return Reply(200, self.body, {"content-type": "application/json", **self.headers})
 
