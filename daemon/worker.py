@@ -40,8 +40,8 @@ from daemon.llm.sharing import Sharing, account_of
 from daemon.logs import bind_job, get_logger
 from daemon.memory_gauge import Gauge, allowed_calls, peak_rss_bytes, read_gauge
 from daemon.ops.doctor import at_start
+from daemon.ops.telling import Teller
 from daemon.queue import jobs
-from daemon.queue.backoff import Backoff
 from daemon.queue.ending import Endings, Tally
 from daemon.queue.heartbeat import Heartbeat
 from daemon.queue.housekeeping import keep_house
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from daemon.fullpass.chunks import Tier
     from daemon.llm.batches import Batches
     from daemon.llm.patience import Patience
+    from daemon.ops.alerts import Alarm
     from daemon.queue.jobs import Job
     from daemon.settings import Settings
 
@@ -117,7 +118,9 @@ class Worker:
         self._running: dict[asyncio.Task[None], Lease] = {}
         self._shutdown = Shutdown()
         self._draining = self._shutdown.asked
-        self._pausing = Pausing()
+        # A worker of one job only is a person's `fullpass run`: they see how it ends.
+        self._teller = Teller(settings, worker_id=self.worker_id, silent=only is not None)
+        self._pausing = Pausing(self._teller.alarm)
         self._mend_at = 0.0
         self._gauge: Gauge = read_gauge(memory_limit_mb=settings.memory_limit_mb)
         self._gauge_read_at = time.monotonic()
@@ -127,6 +130,11 @@ class Worker:
         self._limiter = CallLimiter(
             ceiling=settings.fact_extraction_concurrency, allowed=self._allowed_calls
         )
+
+    @property
+    def alarm(self) -> Alarm:
+        """Who is told of what stops this worker, also before it serves."""
+        return self._teller.alarm
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -139,7 +147,8 @@ class Worker:
                 return self.tally
             try:
                 accepted = await self._patiently(lambda: accepted_tiers(pool))
-                if accepted is not None:
+                opened = await self._patiently(lambda: self._teller.open(pool))
+                if accepted is not None and opened:
                     await self._serve_with(pool, accepted, once=once)
             finally:
                 with suppress(TimeoutError):
@@ -209,6 +218,7 @@ class Worker:
         if serving.batches is not None:
             beside.append(asyncio.create_task(serving.batches.keep_tending()))
         beside.append(asyncio.create_task(at_start(None if once else pool, settings)))
+        self._teller.start()
         heartbeat.start()
         _log.info(
             "worker.started", worker_id=self.worker_id, version=__version__,
@@ -221,18 +231,17 @@ class Worker:
             await self._drain()
             for task in beside:
                 task.cancel()
+            await self._teller.finish(seconds=15.0 if once else 1.0)
             closing = sharing.close(), asyncio.to_thread(heartbeat.stop), serving.wakeup.close()
             await asyncio.wait([asyncio.ensure_future(c) for c in closing], timeout=1.0)
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T | None:
         """Call until the database is there, however long it takes; None when drained first."""
-        backoff = Backoff(first_seconds=0.5)
         while not self._draining.is_set():
             try:
                 return await call()
             except OutOfReach as error:
-                pause = backoff.next_seconds()
-                _log.warning("worker.waiting", waits_for=str(error), seconds=round(pause, 1))
+                pause = self._pausing.lost_the_queue(error)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self._draining.wait()
@@ -298,6 +307,7 @@ class Worker:
             serving.heartbeat.remove(lease)
             self._running.pop(done, None)
             serving.wakeup.wake()
+            self._teller.wake()
 
         task.add_done_callback(ended)
 
