@@ -1,7 +1,7 @@
 """Sending planned windows by batch: what goes into one, what it may cost, and what is noted first.
 
 A batch holds no key that is asked at once, waits in another or is in the ledger (promise 3). Before
-it is made its estimated cost is set aside against MAX_COST_USD_PER_JOB. Leaves making it and what
+it is made the most it can cost is set aside against MAX_COST_USD_PER_JOB. Leaves making it and what
 comes of it to `llm/batches.py`.
 """
 
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from daemon.errors import BadCall, CallFailed
 from daemon.fullpass import lanes, windows
-from daemon.fullpass.outcomes import request_for
-from daemon.fullpass.tokens import estimate_tokens
+from daemon.fullpass.outcomes import MAX_TOKENS, request_for
 from daemon.llm.batch_api import NoBatches, PerhapsMade
 from daemon.llm.batch_rows import Draft
 from daemon.llm.request import Usage
@@ -35,8 +34,8 @@ _MOST_REQUESTS = 10_000
 FEW = 8
 """So few windows that came back are read at once: not worth another day."""
 _MOST_ROUNDS = 3
-_REPLY_TOKENS = 2_100
-"""Output set aside for a window: 30 facts, its most, of 70 tokens."""
+_INSTRUCTION_TOKENS = 2_000
+"""Set aside for what stands around a window's text: no less than instructions and schema are."""
 
 
 @dataclass(slots=True)
@@ -100,7 +99,7 @@ async def send(work: Pass, batches: Batches) -> Sending:
                 continue
             if key in draft.requests or await batches.rows.waiting_elsewhere([key]):
                 continue  # its twin's reply will serve it too
-            cost = _estimated_usd(batches, request)
+            cost = batches.api.most_it_costs(request)
             if left is not None and draft.cost_usd + cost > left:
                 sending.blocked = True
                 break
@@ -191,7 +190,8 @@ async def _note_sent(work: Pass, connection: Connection, batch: Batch) -> None:
 async def _money_left(work: Pass, batches: Batches, out: list[Batch]) -> Decimal | None:
     """Return what the job may still spend on batches; None without a limit.
 
-    What is out, and what is to be read at once, is set aside at its estimated cost.
+    What is out, and what is to be read at once, is set aside at the most it can cost: thinking is
+    paid as output, so a reply may be all that it is allowed to be.
     """
     most = work.settings.max_cost_usd_per_job
     if most is None:
@@ -208,18 +208,13 @@ async def _money_left(work: Pass, batches: Batches, out: list[Batch]) -> Decimal
     )
     head = Decimal(0)
     if row is not None and row["windows"]:
-        usage = Usage(int(row["tokens"] * 1.15), _REPLY_TOKENS * row["windows"])
+        # Window by window: the sum's length would be taken for one long prompt's, which is dearer.
+        prompt = int(row["tokens"] / row["windows"] * 1.15) + _INSTRUCTION_TOKENS
+        usage = Usage(prompt, MAX_TOKENS)
         price = batches.api.cost_usd(work.settings.extraction_model, usage, batch=False)
-        head = price or Decimal(0)
+        head = (price or Decimal(0)) * row["windows"]
     set_aside = sum((b.estimated_usd or Decimal(0) for b in out), Decimal(0))
     return Decimal(str(most)) - spent - set_aside - head
-
-
-def _estimated_usd(batches: Batches, request: Request) -> Decimal:
-    """Estimate what one request costs by batch, rather too high; 0 when the price is not known."""
-    prompt = estimate_tokens(request.system) + estimate_tokens(request.text)
-    usage = Usage(int(prompt * 1.15), _REPLY_TOKENS)
-    return batches.api.cost_usd(request.model, usage, batch=True) or Decimal(0)
 
 
 async def _asked_now(work: Pass) -> set[str]:

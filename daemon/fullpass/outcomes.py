@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from daemon.fullpass.windows import Window, WindowMessage
 
 _log = get_logger()
-_MAX_TOKENS = 8_192
+MAX_TOKENS = 8_192
+"""The most a reply to a window may hold."""
 _BROKEN = "the reply's JSON is broken; its complete items were kept"
 _NOTHING_BEFORE_THE_CUT = "the reply was cut at max_tokens before its first fact"
 _UNREAD_TO_GIVE_UP = 5
@@ -122,7 +123,7 @@ def request_for(work: Pass, window: Window) -> Request:
         system=instructions.text,
         text=window.text(),
         schema=EXTRACT_SCHEMA,
-        max_tokens=_MAX_TOKENS,
+        max_tokens=MAX_TOKENS,
         timeout_seconds=work.settings.llm_timeout_seconds,
         messages=tuple(m.shown for m in window.messages),
     )

@@ -82,6 +82,11 @@ class BatchApi:
         bill = self._provider.models.named(model).bill(usage, batch=batch)
         return None if bill is None else bill.cost_usd
 
+    def most_it_costs(self, request: Request) -> Decimal:
+        """Return the most that a request can cost by batch; 0 when the price is not known."""
+        factor = self._provider.models.named(request.model).batch_factor
+        return self._provider.most_it_costs(request) * factor
+
     async def create(self, requests: Sequence[tuple[str, Request]]) -> Remote:
         """Make a batch of (custom id, request) pairs.
 
@@ -168,7 +173,9 @@ class BatchApi:
                     yield item
         except self._sdk.APIError as error:
             raise self._meant(error) from error
-        except (self._sdk.AnthropicError, httpx2.HTTPError, ValueError, AttributeError) as error:
+        except (
+            self._sdk.AnthropicError, httpx2.HTTPError, ValueError, AttributeError, RecursionError
+        ) as error:  # fmt: skip
             # What breaks while a body streams in comes as it is, not as the SDK's own error.
             raise CallFailed(f"the results broke off ({type(error).__name__})") from error
         finally:

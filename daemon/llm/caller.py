@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from uuid import uuid4
 from weakref import WeakValueDictionary
 
-from daemon.errors import BadCall, CallFailed, Systemic, UselessReply, Wait
+from daemon.errors import BadCall, CallError, CallFailed, Systemic, UselessReply, Wait
 from daemon.llm.budget import Budget
 from daemon.llm.patience import Gate, Patience
-from daemon.llm.request import Reply
+from daemon.llm.request import Reply, Request
 from daemon.logs import get_logger
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
     from daemon.llm.ledger import Ledger
     from daemon.llm.limiter import CallLimiter
+    from daemon.llm.patience import Begun
     from daemon.llm.providers import Provider
-    from daemon.llm.request import Request
 
 _log = get_logger()
 T = TypeVar("T")
@@ -37,6 +38,9 @@ _ASKED_AGAIN = (
     "\n\n(Try {number}: the reply before this one could not be read. Answer with exactly one JSON "
     "object of the given schema, complete, and nothing around it.)"
 )
+_PROBE = "This only checks that the server answers."
+_NOTHING_ASKED = "There is nothing to report."
+_PROBE_SECONDS = 10.0
 _UNUSABLE = "unusable: "
 """Before the reason, in the stop reason of a receipt whose reply was no message at all."""
 
@@ -195,6 +199,8 @@ class Caller:
                 failed += error.retry_after_seconds is None
                 if failed == request.tries:
                     raise Wait(f"the LLM server does not answer: {error}", seconds=1.0) from error
+                if not request.tries:
+                    await self._probe(scope, request, error, attempt, begun)
                 try:
                     pause = self._gate.pause_after(error, attempt, scope.holder, begun)
                 finally:
@@ -208,6 +214,32 @@ class Caller:
                     pause_seconds=round(pause, 1),
                 )
                 await self._pause(scope, pause)
+
+    async def _probe(
+        self, scope: Scope, request: Request, error: CallFailed, attempt: int, begun: Begun
+    ) -> None:
+        """Where too few other calls tell whether input or server is in trouble, make some.
+
+        Each costs a few tokens, far below what is set aside for the call that fails, and leaves a
+        receipt. The first that fails says that it is the server; what follows is the gate's to say.
+        """
+        while self._gate.doubts(error, attempt, begun):
+            key = f"probe {uuid4()}"
+            probe = Request(
+                request.purpose, "probe", request.model, _PROBE, f"{_NOTHING_ASKED} ({key})",
+                request.schema, 64, min(_PROBE_SECONDS, request.timeout_seconds),
+            )  # fmt: skip
+            try:
+                reply = await self._call_once(scope, probe)
+            except CallError as failed:
+                _log.info("llm.probe_failed", error=str(failed))
+                return
+            await asyncio.shield(
+                self.ledger.record(
+                    probe, reply, key=key, user_id=scope.user_id, job_id=scope.job_id,
+                    provider=self.provider.name, usable=True,
+                )
+            )  # fmt: skip
 
     async def _call_once(self, scope: Scope, request: Request) -> Reply:
         def check() -> None:

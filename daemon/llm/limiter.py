@@ -227,7 +227,8 @@ class CallLimiter:
         now = time.monotonic()
         explained = pace.refused(sent, error.limits, now)
         if error.retry_after_seconds is not None and (explained or error.limits is None):
-            pace.pause(now + error.retry_after_seconds)
+            # Of all jobs, and by sharing of all workers: no word of a server stops them for a day.
+            pace.pause(now + min(LONGEST_PAUSE_SECONDS, error.retry_after_seconds))
         if explained:
             return
         if sent.at >= self._cut_at:  # calls sent before the last cut tell nothing new

@@ -162,7 +162,8 @@ class MessagesProvider:
             raise
         except self.sdk.APIError as error:
             raise self.meaning(error, model.id) from error
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            # Cut off, perhaps within a letter; damaged on its way; or nested beyond all reason.
             raise CallFailed("the server's reply broke off") from error
         except Exception as error:
             # The SDK passes on what a cloud's own credential libraries raise.

@@ -125,7 +125,7 @@ class Gate:
         if error.retry_after_seconds is not None:
             # Never sooner than asked, and not all in the same instant.
             pause = max(pause, error.retry_after_seconds * random.uniform(1.0, 1.1))
-        spent = attempt >= (2 if self._outages else p.tries)
+        spent = self._spent(attempt)
         if spent and self._answered_at < begun.at:
             raise self._outage(error)
         if spent and not isinstance(error, Throttled) and self._alone(attempt, begun):
@@ -136,6 +136,16 @@ class Gate:
                 seconds=min(LONGEST_PAUSE_SECONDS, max(pause, p.outage_seconds)) * p.scale,
             ) from error
         return pause * p.scale
+
+    def _spent(self, attempt: int) -> bool:
+        """Whether a call was made as often as makes sense for now."""
+        return attempt >= (2 if self._outages else self._patience.tries)
+
+    def doubts(self, error: CallFailed, attempt: int, begun: Begun) -> bool:
+        """Whether a call's tries are over, and too few others tell if it is its input's fault."""
+        if isinstance(error, Throttled) or self.shut or not self._spent(attempt):
+            return False
+        return self._answers - begun.answers < _OTHERS_ANSWERED
 
     def _alone(self, attempts: int, begun: Begun) -> bool:
         """Whether nearly all others were answered while every one of these attempts failed."""

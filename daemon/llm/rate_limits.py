@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["requests", "input_tokens", "output_tokens"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+_MOST = 10**12
+"""Above it an allowance is no number to reckon with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def rate_limits_from(headers: Mapping[str, str]) -> RateLimits | None:
         prefix = f"anthropic-ratelimit-{kind.replace('_', '-')}"
         with suppress(KeyError, ValueError):
             limit, remaining = int(headers[f"{prefix}-limit"]), int(headers[f"{prefix}-remaining"])
-            if limit > 0:
+            if 0 < limit <= _MOST and abs(remaining) <= _MOST:
                 reset = _seconds_until(headers.get(f"{prefix}-reset"), headers.get("date"))
                 found[kind] = Allowance(limit, remaining, reset)
     return RateLimits(**found) if found else None

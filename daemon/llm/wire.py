@@ -39,6 +39,9 @@ _IN_WORDS = (
 _REPEATED = frozenset({"extract", "same", "reduce"})
 """Purposes whose instructions are sent many times a pass. Writing to the cache costs more than
 plain input, so what is sent once or twice is not marked for it."""
+_MOST_TOKENS = 10**9
+"""No call has more: a server that says so is not believed, and the ledger's columns hold it."""
+_LONGEST_STOP_REASON = 100
 _BYTES_PER_TOKEN = 4
 """English prose has fewer bytes a token with the current tokenizers: this errs to no caching."""
 
@@ -125,7 +128,7 @@ def read_message(
     usage = _usage(getattr(message, "usage", None))
     return Reply(
         text=_text(getattr(message, "content", None)),
-        stop_reason=str(getattr(message, "stop_reason", None) or "unknown"),
+        stop_reason=_stop_reason(getattr(message, "stop_reason", None)),
         usage=usage,
         model=model,
         request_id=str(getattr(message, "_request_id", None) or ""),
@@ -149,17 +152,21 @@ def _text(content: object) -> str:
     return "".join(text for text in texts if isinstance(text, str))
 
 
-def _usage(given: object) -> Usage | None:
-    def count(name: str) -> int:
-        value = getattr(given, name, None)
-        return int(value) if isinstance(value, int | float) and value > 0 else 0
+def _stop_reason(given: object) -> str:
+    """Return a server's stop reason as a receipt can hold it: without NUL or half a pair."""
+    said = str(given or "unknown").encode("utf-8", "replace").decode()
+    return said.replace("\x00", "")[:_LONGEST_STOP_REASON] or "unknown"
 
-    if given is None:
-        return None
-    usage = Usage(
-        input_tokens=count("input_tokens"),
-        output_tokens=count("output_tokens"),
-        cache_read_tokens=count("cache_read_input_tokens"),
-        cache_write_tokens=count("cache_creation_input_tokens"),
-    )
-    return None if usage == Usage() else usage
+
+def _usage(given: object) -> Usage | None:
+    def count(name: str) -> int | float:
+        value = getattr(given, name, None)
+        return value if isinstance(value, int | float) and value > 0 else 0
+
+    counts = [
+        count("input_tokens"),
+        count("output_tokens"),
+        count("cache_read_input_tokens"),
+        count("cache_creation_input_tokens"),
+    ]
+    return Usage(*map(int, counts)) if 1 <= max(counts) <= _MOST_TOKENS else None

@@ -990,9 +990,12 @@ begin
     end if;
     update fullpass.passes set last_death_at = null, waiting_since = null, waiting_for = null
     where job_id = p_job_id;
-    -- What failed gets a new chance: useless receipts are not consulted, failed chunks are unread.
+    -- What failed gets a new chance: useless receipts are not consulted, failed chunks are unread,
+    -- and so is what a model refused to any job of theirs: another model may be asked now.
     update fullpass.llm_calls set call_key = null where job_id = p_job_id and not usable;
-    delete from fullpass.chunk_outcomes where job_id = p_job_id and outcome = 'failed';
+    delete from fullpass.chunk_outcomes
+    where user_id = v.user_id
+      and (outcome = 'refused' or outcome = 'failed' and job_id = p_job_id);
     perform fullpass.note_event(v, 'retry_requested');
     -- While another job of this user runs, the profile is that job's to write.
     if not exists (select from public.processing_jobs

@@ -216,7 +216,7 @@ async def test_a_limit_on_cost_holds_before_a_batch_is_made(
         assert not server.batches.made
         assert not server.record.calls
         # Parts go as far as the money reaches at their estimated cost, the rest when it is known.
-        limit = 0.004
+        limit = 0.006
         await db.fetchval("select fullpass.retry($1)", job)
         tally = await work_once(database_url, server.url, max_cost_usd_per_job=limit, **BATCH)
         sizes = [len(batch.requests) for batch in server.batches.made.values()]
@@ -229,6 +229,26 @@ async def test_a_limit_on_cost_holds_before_a_batch_is_made(
         assert tally.completed == [job]
         assert await all_planted(db, user, export)
         assert not server.record.paid_again()
+        assert await noted(db, server)
+
+
+async def test_thinking_that_is_paid_as_output_takes_no_batch_past_the_limit(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=8, filler_words=60)
+    user = uuid.uuid4()
+    await db.execute(
+        "insert into fullpass.memories (job_id, user_id, writer, memory_md, facts) "
+        "values (gen_random_uuid(), $1, 'llm', '', 0)",
+        user,
+    )
+    await insert_job(db, export.write(tmp_path / "c.json"), user)
+    limit = Decimal("0.006")
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(thinking_tokens=7_000)
+        await work_once(database_url, server.url, max_cost_usd_per_job=float(limit), **BATCH)
+        assert server.batches.made
+        assert limit / 2 < paid(server) <= limit
         assert await noted(db, server)
 
 

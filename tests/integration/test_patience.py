@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
 import statistics
@@ -284,6 +285,41 @@ async def test_an_input_on_which_alone_the_server_fails_is_left_out_and_the_job_
     assert asked >= 8
 
 
+async def test_one_bad_input_among_few_holds_neither_its_job_nor_the_others_for_days(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    # With four other windows, and nothing else to do, nobody else's answers tell what is at fault.
+    export = planted_export(conversations=5, facts_each=1, filler_words=30)
+    path = export.write(tmp_path / "c.json")
+    job = await db.fetchval(
+        "insert into processing_jobs (user_id, storage_path) values ($1, $2) returning id",
+        uuid.uuid4(), f"file://{path}",
+    )  # fmt: skip
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(fails_on=export.truth[2].sentence)
+        async with worker(
+            database_url, server.url, extraction_window_tokens=100, min_extraction_coverage=0.5
+        ):
+            await until(
+                db, "select status not in ('pending', 'processing') from processing_jobs "
+                "where id = $1", job,
+            )  # fmt: skip
+        assert not server.record.paid_again()
+        paid = len(server.record.completed())
+    row = await db.fetchrow(
+        "select status, attempts, result from processing_jobs where id = $1", job
+    )
+    assert (row["status"], row["attempts"]) == ("complete", 1)
+    result = json.loads(row["result"])
+    assert result["coverage"]["outcomes"] == {"ok": 4, "failed": 1}
+    # What was asked to find that out has receipts too.
+    probes = await db.fetchval(
+        "select count(*) from fullpass.llm_calls where prompt_version = 'probe'"
+    )
+    assert 6 <= probes <= 10
+    assert result["cost"]["calls"] == paid
+
+
 async def test_an_outage_shuts_everybody_out_for_longer_each_time() -> None:
     patience = Patience(tries=1, outage_seconds=0.2)
     gate = Gate(patience)
@@ -313,7 +349,7 @@ async def test_a_reply_that_trickles_ends_at_the_calls_own_deadline(
     provider = provider_at(anthropic_server.url)
     limit = CallLimiter(ceiling=1, allowed=lambda _: 1)
     caller = Caller(provider, Ledger(pool), limit, patience=Patience(tries=1, outage_seconds=1.0))
-    anthropic_server.script("stall_mid_body")
+    anthropic_server.script("stall_mid_body", "stall_mid_body")  # the second is the probe
     started = time.monotonic()
     with pytest.raises(Wait):
         await caller.ask(scope(), request(1, timeout_seconds=0.5), lambda reply: reply.text)

@@ -108,6 +108,29 @@ async def test_a_reply_that_is_cut_off_is_salvaged_and_its_window_split_until_al
     assert set(result["coverage"]["outcomes"]) <= {"ok", "split"}
 
 
+async def test_what_one_model_refused_is_read_by_another_when_the_job_is_retried(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=4, facts_each=1)
+    user = uuid.uuid4()
+    path = export.write(tmp_path / "c.json")
+    with AnthropicServer(truth=export.truth) as server:
+        for attempt in range(2):  # the second job finds what the first one was refused
+            server.script(*(["ok", "refusal"] if not attempt else []))
+            job = await insert_job(db, path, user)
+            tally = await work_once(database_url, server.url, extraction_window_tokens=100)
+            assert "1 refused" in tally.failed[job]
+        asked = sum(call.purpose == "extract" for call in server.record.calls)
+        assert asked == 4
+        await db.fetchval("select fullpass.retry($1)", job)
+        tally = await work_once(
+            database_url, server.url, extraction_window_tokens=100, extraction_model="sonnet-5.5"
+        )
+        assert tally.completed == [job]
+        assert sum(call.purpose == "extract" for call in server.record.calls) == asked + 1
+    assert await statements_of(db, user) == {p.statement for p in export.truth}
+
+
 async def test_thinking_that_leaves_no_room_for_an_answer_ends_the_pass_and_never_looks_read(
     db: Any, database_url: str, tmp_path: Path
 ) -> None:

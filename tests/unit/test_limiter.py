@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 
 import pytest
 
@@ -182,6 +183,14 @@ async def test_an_account_closed_for_long_sends_jobs_back_instead_of_holding_the
         await answered(limit)
     assert 60 < told.value.seconds <= 900
     assert not isinstance(told.value, CallFailed)
+
+
+async def test_no_word_of_a_server_stops_a_model_for_a_day() -> None:
+    for seconds in (86_400.0, float("inf")):
+        limit = limiter(4)
+        await failed(limit, Throttled("429", retry_after_seconds=seconds))
+        # Other jobs and, told of it, other workers wait as long; by then one call has tried again.
+        assert limit.paces[MODEL].wait_seconds(100, time.monotonic()) <= 900
 
 
 async def test_no_place_is_lost_whatever_ends_a_call() -> None:
