@@ -25,6 +25,7 @@ from daemon.fullpass.ingest import already_ingested, download, save_conversation
 from daemon.fullpass.memory import generate, save
 from daemon.fullpass.reduce import reduce
 from daemon.fullpass.sections import regenerate
+from daemon.instruments import STEP_SECONDS, span
 from daemon.logs import bind_step, get_logger
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ async def _first_memory(work: Pass) -> None:
 async def _step(work: Pass, name: Step) -> AsyncIterator[None]:
     """Log a step's boundaries and put them on the job's timeline."""
     work.step = name
-    with bind_step(name):
+    with bind_step(name), span(name, job_id=str(work.job.id)):
         _log.info("step.started")
         started = time.monotonic()
         await _note(work, "step.started", name, None)
@@ -116,6 +117,7 @@ async def _step(work: Pass, name: Step) -> AsyncIterator[None]:
         seconds = round(time.monotonic() - started, 3)
         await _note(work, "step.finished", name, {"seconds": seconds})
         _log.info("step.finished", seconds=seconds)
+        STEP_SECONDS.labels(name).observe(seconds)
 
 
 async def _note(work: Pass, event: str, step: Step, data: dict[str, Any] | None) -> None:
