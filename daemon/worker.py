@@ -37,7 +37,7 @@ from daemon.llm.ledger import Ledger
 from daemon.llm.limiter import CallLimiter
 from daemon.llm.providers import provider_from
 from daemon.llm.sharing import Sharing, account_of
-from daemon.logs import bind_job, get_logger, masked
+from daemon.logs import bind_job, get_logger
 from daemon.memory_gauge import Gauge, allowed_calls, peak_rss_bytes, read_gauge
 from daemon.ops.doctor import at_start
 from daemon.queue import jobs
@@ -47,6 +47,7 @@ from daemon.queue.heartbeat import Heartbeat
 from daemon.queue.housekeeping import keep_house
 from daemon.queue.lease import Lease, clock
 from daemon.queue.liveness import LoopEcho, patience_seconds
+from daemon.queue.pausing import Pausing
 from daemon.queue.shutdown import Shutdown
 from daemon.queue.wakeup import Wakeup
 
@@ -69,7 +70,6 @@ RunPass: TypeAlias = "Callable[[Pass], Awaitable[tuple[dict[str, Any], dict[str,
 _log = get_logger()
 
 _NEAR_RETRY_SECONDS = 60.0
-_LONGEST_PAUSE_SECONDS = 300.0
 _ROOM_FOR_A_JOB_BYTES = 96 * 1024 * 1024
 _REREAD_SECONDS = 0.2
 _MEND_SECONDS = 3600.0
@@ -117,10 +117,7 @@ class Worker:
         self._running: dict[asyncio.Task[None], Lease] = {}
         self._shutdown = Shutdown()
         self._draining = self._shutdown.asked
-        self._paused_until = 0.0
-        self._pauses = 0
-        self._waiting_for: str | None = None
-        self._out_of_reach: str | None = None
+        self._pausing = Pausing()
         self._mend_at = 0.0
         self._gauge: Gauge = read_gauge(memory_limit_mb=settings.memory_limit_mb)
         self._gauge_read_at = time.monotonic()
@@ -191,7 +188,11 @@ class Worker:
                 tally=self.tally,
             ),
             caller=Caller(
-                self._provider, ledger, self._limiter, patience=self._patience, alarm=self._pause
+                self._provider,
+                ledger,
+                self._limiter,
+                patience=self._patience,
+                alarm=self._pausing.take,
             ),
             tiers=tiers_for(settings, accepted),
             medium=accepted["medium"],
@@ -239,32 +240,23 @@ class Worker:
 
     async def _serve(self, serving: _Serving, *, once: bool) -> None:
         """Claim and start jobs until drained or, with `once`, until nothing is due or near."""
-        backoff = Backoff()
+        pausing = self._pausing
         while not self._draining.is_set():
             pause: float | None = None
             try:
                 await self._claim_all(serving)
-                if self._waiting_for is not None and time.monotonic() >= self._paused_until:
-                    _log.info("worker.resumed", waited_for=self._waiting_for)
-                    self._waiting_for = None
+                pausing.try_again()
                 if once and not self._running:
-                    if self._waiting_for is not None:
+                    if pausing.troubled:
                         return  # every further job would meet the same
                     if (pause := await self._seconds_to_next(serving.pool)) is None:
                         return
-                if self._out_of_reach is not None:
-                    _log.info("worker.reconnected", failures=backoff.failures)
-                    self._out_of_reach = None
-                    backoff.reset()
+                pausing.reached_the_queue()
             except OutOfReach as error:
                 # The queue itself is out of reach: not a job's trouble, so no pause for them.
-                self._out_of_reach = masked(str(error))
-                pause = backoff.next_seconds()
-                _log.warning(
-                    "worker.waiting", waits_for=self._out_of_reach, seconds=round(pause, 1)
-                )
-            if self._waiting_for is not None:
-                pause = max(0.05, self._paused_until - time.monotonic())
+                pause = pausing.lost_the_queue(error)
+            if pausing.troubled:
+                pause = max(0.05, pausing.seconds_left)
             await serving.wakeup.wait(seconds=pause)
 
     async def _claim_all(self, serving: _Serving) -> None:
@@ -312,7 +304,7 @@ class Worker:
     def _room(self) -> int:
         """How many more jobs may start now: places, no pause, and memory for them."""
         places = self._settings.max_concurrent_jobs - len(self._running)
-        if places <= 0 or self._draining.is_set() or time.monotonic() < self._paused_until:
+        if places <= 0 or self._draining.is_set() or self._pausing.seconds_left:
             return 0
         # An idle worker's memory stands still: what the last beat read will do, and is quicker.
         if self._running and time.monotonic() >= self._gauge_read_at + _REREAD_SECONDS:
@@ -362,30 +354,18 @@ class Worker:
                 raise
             except Exception as error:  # noqa: BLE001 - every outcome is told apart there
                 if isinstance(error, Systemic) and not isinstance(error, OutOfReach):
-                    self._pause(error)
+                    self._pausing.take(error)
                 await endings.raised(work, error)
             else:
                 await endings.completed(work, result, cost)
-                self._pauses = 0
+                self._pausing.worked()
 
     def _receipt_landed(self, job_id: UUID) -> None:
         for lease in self._running.values():
             if lease.job_id == job_id:
                 lease.progressed()
 
-    # -- pausing and draining --------------------------------------------------------------------
-
-    def _pause(self, error: Systemic) -> None:
-        """Claim nothing for a while: every job would meet this."""
-        if time.monotonic() < self._paused_until:
-            return  # the same trouble, met by one more of the jobs that ran
-        self._pauses += 1
-        doubled = max(1.0, error.seconds) * 2 ** min(self._pauses - 1, 6)
-        seconds = min(_LONGEST_PAUSE_SECONDS, doubled)
-        self._paused_until = time.monotonic() + seconds * random.uniform(0.9, 1.1)
-        self._waiting_for = masked(str(error))
-        _log.error("worker.paused", alert=True, waits_for=self._waiting_for,
-                   seconds=round(seconds, 1))  # fmt: skip
+    # -- draining -------------------------------------------------------------------------------
 
     async def _wake_on_drain(self, wakeup: Wakeup) -> None:
         await self._draining.wait()
@@ -424,5 +404,5 @@ class Worker:
             "memory_limit_bytes": self._gauge.limit_bytes,
             "peak_rss_bytes": peak_rss_bytes(),
             **self._limiter.vitals,
-            "waiting_for": self._waiting_for or self._out_of_reach,
+            "waiting_for": self._pausing.waits_for,
         }
