@@ -2,6 +2,7 @@
 
     FullpassError
     ├── UsageError          fix the command or the setting; exit 2
+    ├── Sick                this very process cannot go on: end it, exit 1, start another
     ├── GiveUp              this job can never succeed as it is; fail it for good
     │   ├── BadExport       the file is no export, is empty, is hostile
     │   └── PoorCoverage    too little could be read to write an honest MEMORY
@@ -33,6 +34,10 @@ class FullpassError(Exception):
 
 class UsageError(FullpassError):
     """A command or a setting is wrong; the message names it and the rule. Exit code 2."""
+
+
+class Sick(FullpassError):
+    """The worker itself is past remedy: its jobs go back, the process ends, another may start."""
 
 
 class GiveUp(FullpassError):

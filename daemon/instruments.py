@@ -13,7 +13,7 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
-disable_created_metrics()  # a second series for each, of no use to us
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, of no use
 REGISTRY = CollectorRegistry()
 
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 900, 3600, 10800)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from daemon.database import connect, database_errors
-from daemon.errors import FullpassError, LeaseLost
+from daemon.errors import FullpassError, LeaseLost, Sick
 from daemon.logs import get_logger
 from daemon.queue.backoff import Backoff
 from daemon.queue.lease import clock
@@ -55,8 +55,8 @@ class Heartbeat:
     """Beats for all leases of one worker from `start()` to `stop()`.
 
     `vitals` is called on the beat's own thread and must be quick and thread-safe; its keys are the
-    columns of fullpass.workers. `echo` watches the loop that does the work, `pulse` the one in it that
-    claims; `end_process` ends a worker in which one of them will not move again.
+    columns of fullpass.workers. `echo` watches the loop that does the work, `pulse` the one in it
+    that claims; `end_process` ends a worker in which one of them will not move again.
     """
 
     def __init__(
@@ -103,6 +103,17 @@ class Heartbeat:
         """Whether the thread is there and goes round, whatever the database answers it."""
         still_seconds = time.monotonic() - self._turned_at
         return self._thread.is_alive() and still_seconds < _STILL_SECONDS + self._lease_seconds
+
+    def require(self) -> None:
+        """Raise Sick when nothing beats any more: what claims next could not keep its leases."""
+        if not self.beating:
+            raise Sick("the heartbeat's thread has stopped: no lease of this worker can be kept")
+
+    @property
+    def acknowledged_age_seconds(self) -> float | None:
+        """How long ago the database last acknowledged a beat; None: never yet."""
+        at = self.last_acknowledged
+        return None if at is None else clock() - at
 
     @property
     def jobs(self) -> int:
