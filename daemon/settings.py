@@ -138,6 +138,9 @@ class Settings(BaseSettings):
     """None: json when the log's stream is no terminal, else console."""
     log_level: LogLevel = "INFO"
     health_port: int | None = Field(default=None, ge=1, le=65535)
+    otel_exporter_otlp_endpoint: str | None = None
+    """A collector that takes OTLP over HTTP; spans go to its /v1/traces."""
+    sentry_dsn: SecretStr | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -213,6 +216,7 @@ class Settings(BaseSettings):
         "anthropic_vertex_base_url",
         "alert_webhook",
         "notify_webhook",
+        "otel_exporter_otlp_endpoint",
     )
     @classmethod
     def _web_url(cls, value: str | None) -> str | None:

@@ -359,13 +359,14 @@ class Worker:
         with bind_job(
             job_id=job.id, user_id=job.user_id, attempt=job.attempt,
             lease_epoch=job.lease_epoch, worker_id=self.worker_id,
-        ), span(
-            "full_pass", job_id=str(job.id), user_id=str(job.user_id), attempt=job.attempt,
-            worker_id=self.worker_id,
         ):  # fmt: skip
             _log.info("job.claimed")
             try:
-                result, cost = await self._run_pass(work)
+                with span(
+                    "full_pass", job_id=str(job.id), user_id=str(job.user_id),
+                    attempt=job.attempt, worker_id=self.worker_id,
+                ):  # fmt: skip
+                    result, cost = await self._run_pass(work)
             except asyncio.CancelledError:
                 await endings.interrupted(work)
                 raise

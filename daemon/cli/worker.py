@@ -22,6 +22,7 @@ from daemon.errors import TryAgain
 from daemon.logs import get_logger
 from daemon.ops.health_server import health_port
 from daemon.ops.overview import due_jobs
+from daemon.ops.telemetry import telemetry
 from daemon.worker import Worker
 
 if TYPE_CHECKING:
@@ -37,11 +38,12 @@ def run_worker(*, once: bool, as_json: bool) -> int:
     url = database_url(settings)
     import_everything()
     worker = Worker(settings, url)
-    if not once:
-        with health_port(settings, worker.signs):
-            asyncio.run(_serve(worker, url, once=False))
-        return 0
-    tally, still_due = asyncio.run(_serve(worker, url, once=True))
+    with telemetry(settings):
+        if not once:
+            with health_port(settings, worker.signs):
+                asyncio.run(_serve(worker, url, once=False))
+            return 0
+        tally, still_due = asyncio.run(_serve(worker, url, once=True))
     account = _account(tally, still_due)
     click.echo(json.dumps(account, ensure_ascii=False) if as_json else _table(account))
     return 1 if account["failed"] or account["left"] else 0
