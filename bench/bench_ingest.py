@@ -399,7 +399,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--export", type=Path, help="measure this export; default: made-up ones")
     parser.add_argument("--database-url", help="an empty database; default: an embedded server")
     parser.add_argument("--sizes", type=_sizes, default=[100.0, 1000.0], help="MB, with commas")
-    parser.add_argument("--speed-megabytes", type=float, default=30.0)
+    parser.add_argument("--speed-megabytes", type=float, default=120.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--texts", type=Path, nargs="+", help="prose and code without a secret")
     parser.add_argument("--only", choices=PARTS, action="append", help="may be given repeatedly")

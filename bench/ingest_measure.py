@@ -30,6 +30,8 @@ from daemon.settings import load_settings
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from daemon.export.scanner import Span
+
 HERE = Path(__file__).resolve().parent
 MB = 1_000_000
 _LARGEST_OBJECT = 1 << 28
@@ -105,17 +107,26 @@ def parse(path: Path) -> int:
     with path.open("rb") as file:
         scanner = ObjectScanner(file.read, object_bytes=_LARGEST_OBJECT)
         while (span := scanner.next_span()) is not None:
-            if span.problem:
-                continue
-            view = scanner.view(span)
-            try:
-                count += sum(1 for _ in reader.read_object(view, ""))
-            except DecodeError:
-                view.release()
+            found = None if span.problem else _linearised(reader, scanner, span)
+            if found is None and span.guessed:
+                span = scanner.measure(span)
+                found = None if span.problem else _linearised(reader, scanner, span)
+            if found is not None:
+                count += found
+                scanner.learn(span)
+            elif not span.problem:
                 scanner.reject(span)
-            else:
-                view.release()
     return count
+
+
+def _linearised(reader: ChatGPTReader, scanner: ObjectScanner, span: Span) -> int | None:
+    view = scanner.view(span)
+    try:
+        return sum(1 for _ in reader.read_object(view, "", strict=span.guessed))
+    except DecodeError:
+        return None
+    finally:
+        view.release()
 
 
 def read(path: Path) -> int:

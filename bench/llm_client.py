@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from daemon.database import open_pool
 from daemon.errors import CallError
+from daemon.fullpass.extract import AHEAD
 from daemon.fullpass.facts import EXTRACT_SCHEMA, read_items
 from daemon.fullpass.prompts import prompt
 from daemon.llm.caller import Caller, Scope
@@ -225,7 +226,7 @@ async def drive(task: Task, account: Account, call: Any) -> None:
 
 
 async def a_round(task: Task, account: Account, call: Any, dice: random.Random) -> None:
-    """Keep `concurrency` callers busy until the round is over."""
+    """Keep calls going until the round is over, by as many callers as extraction has for them."""
     account.started_at = time.time()
     cpu, wall = time.process_time(), time.perf_counter()
     made = 0
@@ -236,7 +237,8 @@ async def a_round(task: Task, account: Account, call: Any, dice: random.Random) 
             made += 1
             await call(made, dice)
 
-    await asyncio.gather(*(one() for _ in range(task.concurrency)))
+    callers = task.concurrency + (AHEAD if task.kind == "ours" else 0)
+    await asyncio.gather(*(one() for _ in range(callers)))
     account.wall_seconds = time.perf_counter() - wall
     account.cpu_seconds = time.process_time() - cpu
     account.peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -122,12 +122,12 @@ _MEMORY_OFF = re.compile(r"(?:^|_)(?:off|none|disabled|no_memory|do_not_remember
 _BIO_RECEIPT = "model set context updated."
 
 
-def decode(raw: memoryview) -> _Export:
-    """Read one exported object from its JSON; raises DecodeError."""
+def decode(raw: memoryview, *, strict: bool = False) -> _Export:
+    """Read one exported object from its JSON, as values.decode does; raises DecodeError."""
     try:
         return _decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        value = decode_tolerantly(raw)
+        value = decode_tolerantly(raw, strict=strict)
     if not isinstance(value, dict):
         raise DecodeError("not an object")
     return from_plain(value)
@@ -179,10 +179,12 @@ class ChatGPTReader:
         self._report = report
         self._seen_context: set[str] = set()
 
-    def read_object(self, raw: memoryview, place: str) -> Iterator[Conversation]:
+    def read_object(
+        self, raw: memoryview, place: str, *, strict: bool = False
+    ) -> Iterator[Conversation]:
         """Yield what one exported object holds; raises DecodeError."""
         messages: list[Message] = []
-        yield from self._read(decode(raw), place, messages, lambda message: message)
+        yield from self._read(decode(raw, strict=strict), place, messages, lambda message: message)
 
     def read_members(
         self, members: Iterable[Member], place: str, folder: Path | None

@@ -66,9 +66,11 @@ class ClaudeReader:
         self._report = report
         self._seen_memories: set[str] = set()
 
-    def read_object(self, raw: memoryview, place: str) -> Iterator[Conversation]:
+    def read_object(
+        self, raw: memoryview, place: str, *, strict: bool = False
+    ) -> Iterator[Conversation]:
         """Yield what one exported object holds; raises DecodeError."""
-        value = decode(raw)
+        value = decode(raw, strict=strict)
         if not isinstance(value, dict):
             raise DecodeError("not an object")
         if is_memories(value):

@@ -74,9 +74,11 @@ class GeminiReader:
         self.other_products: dict[str, int] = {}
         """Entries of other products by name, for the message when there is nothing else."""
 
-    def read_object(self, raw: memoryview, place: str) -> Iterator[Conversation]:
+    def read_object(
+        self, raw: memoryview, place: str, *, strict: bool = False
+    ) -> Iterator[Conversation]:
         """Yield the conversation that one JSON entry holds; raises DecodeError."""
-        value = decode(raw)
+        value = decode(raw, strict=strict)
         if not isinstance(value, dict):
             raise DecodeError("not an object")
         products = [clean(value.get("header")), *map(clean, list_of(value.get("products")))]

@@ -125,6 +125,11 @@ class ExportReader:
         while (span := scanner.next_span()) is not None:
             self._progress(text)
             here = f"{place}, item {span.ordinal}"
+            found = None
+            if span.guessed:
+                found = self._at_first_sight(scanner, span, here)
+                if found is None:
+                    span = scanner.measure(span)
             if span.problem:
                 # A stretch that follows a broken object is the same damage, told once.
                 if not (lost and span.stray):
@@ -133,11 +138,10 @@ class ExportReader:
                 lost = True
                 continue
             try:
-                found = (
-                    self._large_object(scanner, here)
-                    if span.large
-                    else self._object(scanner, span, here, lost=lost)
-                )
+                if span.large:
+                    found = self._large_object(scanner, here)
+                elif found is None:
+                    found = self._object(scanner, span, here, lost=lost)
             except (DecodeError, MemoryError) as error:
                 report.damage(here, str(error) or "needs more memory than there is")
                 self._met += 1
@@ -156,6 +160,23 @@ class ExportReader:
                 report.damage(place, "it is empty")
             elif not text.problem and not report.damaged:
                 report.damage(place, "the file is cut short; what came before the cut was read")
+
+    def _at_first_sight(
+        self, scanner: ObjectScanner, span: Span, here: str
+    ) -> list[Conversation] | None:
+        """Read an object like the ones before; None where it is another or its end was missed."""
+        source = self.report.source
+        if source is None:
+            return None
+        view = scanner.view(span)
+        try:
+            if _MARKS[source] not in bytes(view[:65_536]):
+                return None
+            return list(self._readers.of(source).read_object(view, here, strict=True))
+        except (DecodeError, MemoryError):
+            return None
+        finally:
+            view.release()
 
     def _object(
         self, scanner: ObjectScanner, span: Span, here: str, *, lost: bool

@@ -6,6 +6,10 @@ what a good one looks like (`learn`) and which one was bad (`reject`). A bad spa
 next place that looks like the start of a conversation, so that one broken object costs only itself
 (promise 4). The window never holds more than one object, and that one has a limit (promise 7): a
 larger one is given out in pieces as it is read (`pieces`). How ends are found: brackets.py.
+
+Counting brackets takes longer than decoding. So once a good object is known, the next one's end is
+guessed: it stands before what looks like another's start. A guess is right if and only if what it
+spans decodes, for no object's beginning is an object; if it does not, `measure` counts after all.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ _READ_BYTES = 256 * 1024
 _BLOCK_BYTES = 16 * 1024
 _SIGNATURE_OVERLAP_BYTES = 4096
 _RESCAN_FACTOR = 4
+_GUESSED_BYTES = 4 * 1024 * 1024
+_BETWEEN_BYTES = 256
 
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(rb"[ \t\r\n]*+")
@@ -66,6 +72,8 @@ class Span:
     stray: bool = False
     """Whether it is no object at all."""
     large: bool = False
+    guessed: bool = False
+    """Whether its end is only likely: decode it strictly or `measure` it."""
 
 
 class ObjectScanner:
@@ -89,6 +97,8 @@ class ObjectScanner:
         """What was wrong with the last large object, known once its pieces are taken."""
         self._starts = re.compile(b"|".join(_DEFAULT_STARTS), re.DOTALL)
         self._learnt = False
+        self._likely: re.Pattern[bytes] | None = None
+        self._mark = b""
         self._wrapped = False
         self.closed = False
         """True once the text came to its proper end: the array's `]`, or the only object's `}`."""
@@ -107,7 +117,7 @@ class ObjectScanner:
                 return None
             if self._window[self._position] == ord("{"):
                 self._ordinal += 1
-                return self._object()
+                return self._guess() or self._object()
             stray = self._stray()
             if stray is not None:
                 return stray
@@ -124,7 +134,15 @@ class ObjectScanner:
         found = _TWO_KEYS.match(self._window, span.start - self._base)
         if found is not None:
             mark = _starts_with_keys(found.group(1), found.group(2))
+            self._likely = re.compile(mark, re.DOTALL)
+            # As it is written there: a plain search is many times quicker than an expression.
+            self._mark = bytes(self._window[found.start() : found.end(1)])
             self._starts = re.compile(b"|".join([mark, *_DEFAULT_STARTS]), re.DOTALL)
+
+    def measure(self, span: Span) -> Span:
+        """Find the true end of the last span, which was guessed and does not decode."""
+        self._position = span.start - self._base
+        return self._object()
 
     def reject(self, span: Span) -> int:
         """Give up the last span; go on at the next start inside it. Returns the bytes given up."""
@@ -271,6 +289,32 @@ class ObjectScanner:
         return Span(self._ordinal, start, end, "bytes after it belong to no object", stray=True)
 
     # --- one object
+
+    def _guess(self) -> Span | None:
+        """Take what stands before the next likely start for the object; None where none is near."""
+        begin = self._position
+        search_from = begin + 1
+        while (at := self._likely_start(search_from)) < 0:
+            search_from = max(search_from, len(self._window) - _SIGNATURE_OVERLAP_BYTES)
+            if len(self._window) - begin > min(_GUESSED_BYTES, self._object_bytes):
+                return None
+            if self._likely is None or not self._more():
+                return None
+        between = bytes(self._window[max(begin, at - _BETWEEN_BYTES) : at])
+        end = at - len(between) + len(between.rstrip(b", \t\r\n"))
+        self._position = end
+        if not self._in_array:
+            self.closed = True
+        return Span(self._ordinal, self._base + begin, self._base + end, guessed=True)
+
+    def _likely_start(self, at: int) -> int:
+        """Return where, from `at` on, something begins as the learnt object does, else -1."""
+        if self._likely is None:
+            return -1
+        at = self._window.find(self._mark, at)
+        while at >= 0 and self._likely.match(self._window, at) is None:
+            at = self._window.find(self._mark, at + 1)
+        return at
 
     def _object(self) -> Span:
         """Find the closing brace of the object at the current position."""

@@ -27,20 +27,22 @@ class DecodeError(ValueError):
     """The bytes are no JSON, even read with all tolerance; the message says where, never what."""
 
 
-def decode(raw: bytes | memoryview) -> Any:
+def decode(raw: bytes | memoryview, *, strict: bool = False) -> Any:
     """Turn JSON to plain objects: strictly and fast, else with every tolerance there is.
 
-    The second try accepts invalid UTF-8, control characters in strings, lone surrogates and NaN.
-    Raises DecodeError.
+    The second try, unless `strict`, accepts invalid UTF-8, control characters in strings, lone
+    surrogates and NaN. Raises DecodeError.
     """
     try:
         return _decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return decode_tolerantly(raw)
+        return decode_tolerantly(raw, strict=strict)
 
 
-def decode_tolerantly(raw: bytes | memoryview) -> Any:
+def decode_tolerantly(raw: bytes | memoryview, *, strict: bool = False) -> Any:
     """Make the second try of `decode`, for callers with a first try of their own."""
+    if strict:
+        raise DecodeError("no JSON in the strict sense")
     try:
         return json.loads(str(raw, "utf-8", "replace"), strict=False)
     except RecursionError:

@@ -1,8 +1,8 @@
 """Step extract_facts: every unread chunk to the model, in parallel; every chunk an outcome.
 
-Windows are worked in order by as many tasks as calls are allowed. When one fails, no new window is
-started, but those in flight land: their receipts and their effects are kept (promises 2 and 4).
-What reading one window means is `outcomes.py`; which windows go by batch is `batch.py`.
+Windows are worked in order by a few more tasks than calls are allowed. When one fails, no new
+window is started, but those in flight land: their receipts and their effects are kept (promises 2
+and 4). What reading one window means is `outcomes.py`; which windows go by batch is `batch.py`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from daemon.fullpass.context import Pass
 
 _PAGE = 200
+AHEAD = 2
+"""Tasks beyond the calls allowed: while one stores what came, another has its window ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ async def extract(work: Pass) -> Coverage | None:
 
 
 async def _work_all(work: Pass, total: int) -> None:
-    """Work all planned windows but those out by batch, as many at a time as calls may be."""
+    """Work all planned windows but those out by batch, as many at a time as keep calls going."""
     queue: asyncio.Queue[int] = asyncio.Queue()
     done = 0
     newest = 0
@@ -108,7 +110,7 @@ async def _work_all(work: Pass, total: int) -> None:
                 running -= 1
 
     await refill()
-    tasks = work.settings.fact_extraction_concurrency
+    tasks = work.settings.fact_extraction_concurrency + AHEAD
     await asyncio.gather(*(worker() for _ in range(min(tasks, max(total, 1)))))
     if failure is not None:
         raise failure

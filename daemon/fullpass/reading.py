@@ -11,6 +11,7 @@ the pipe, so it is never more than a slice ahead of the database.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -60,6 +61,10 @@ def main() -> None:
     """Carry out the order on stdin."""
     order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order)
     confine(order)
+    # What is decoded is soon let go of and holds no cycles: looking for some at every 700 objects
+    # takes a twentieth of the time.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
     reading = Reading(order, sys.stdout.buffer)
     try:
         answer = reading.run()

@@ -1,12 +1,11 @@
 """Rows into conversation_chunks, so that nobody ever reads half a conversation (promise 10).
 
-A batch of whole conversations is copied into fullpass.staged_chunks and switched in by one short
-fenced transaction. A conversation too large for that is staged in slices, each in a transaction of
-its own; then one transaction of many short statements, which proves the lease at its end and so
-never keeps the job's row from the heartbeat, switches it in; its map of messages, which only the
-pass reads, follows in slices. A crash anywhere leaves either
-the old conversation or the new one, and the next attempt does the conversation again. What is
-stored unchanged is only marked as met.
+A batch of whole conversations is switched in by one short fenced transaction. A conversation too
+large for that is copied into fullpass.staged_chunks in slices, each in a transaction of its own;
+then one transaction of many short statements, which proves the lease at its end and so never keeps
+the job's row from the heartbeat, switches it in; its map of messages, which only the pass reads,
+follows in slices. A crash anywhere leaves either the old conversation or the new one, and the next
+attempt does the conversation again. What is stored unchanged is only marked as met.
 """
 
 from __future__ import annotations
@@ -31,10 +30,9 @@ RECENT = timedelta(days=180)
 _MAPPED_AT_ONCE = 250
 """Chunks whose messages are mapped in one transaction."""
 _INSERTED_AT_ONCE = 250
-_NO_INDEX = 2**31 - 1
-_STAGED = (
-    "job_id", "conversation_id", "tier", "chunk_index", "total_chunks", "title", "content",
-    "message_count", "created_at", "is_recent", "token_count", "content_hash", "messages",
+_COLUMNS = (
+    "conversation_id", "tier", "chunk_index", "total_chunks", "title", "content", "message_count",
+    "created_at", "is_recent", "token_count", "content_hash", "messages",
 )  # fmt: skip
 
 
@@ -91,23 +89,34 @@ class Staging:
         work = self._work
         async with work.lease.fenced() as connection:
             if fresh := await self._changed(connection, batch.parts):
-                await self._stage(connection, fresh)
-                await self._begin_switch(connection, sum(len(part.rows) for part in fresh))
-                await self._insert(connection, 0, _NO_INDEX)
-                await connection.execute("select fullpass.map_staged($1, null)", work.job.id)
+                await self._save_rows(connection, fresh)
             await self._remember(connection, fresh)
             await self._met(connection, batch.parts)
             await _report(work, connection, batch, advanced=bool(fresh))
 
+    async def _save_rows(self, connection: Connection, parts: list[Part]) -> None:
+        """Switch whole conversations in by one statement."""
+        work = self._work
+        rows = [row for part in parts for row in _rows(work, part)]
+        if not rows:
+            return
+        self.rows += len(rows)
+        await connection.execute(
+            "select fullpass.save_chunks("
+            "$1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+            work.job.user_id, work.source, CHUNKING_VERSION,
+            *map(list, zip(*rows, strict=True)),
+        )  # fmt: skip
+
     async def _stage(self, connection: Connection, parts: list[Part]) -> None:
         """Copy rows and find out which of them are stored already."""
         work = self._work
-        rows = [row for part in parts for row in _staged_rows(work, part)]
+        rows = [(work.job.id, *row) for part in parts for row in _rows(work, part)]
         if not rows:
             return
         self.rows += len(rows)
         await connection.copy_records_to_table(
-            "staged_chunks", schema_name="fullpass", columns=_STAGED, records=rows
+            "staged_chunks", schema_name="fullpass", columns=("job_id", *_COLUMNS), records=rows
         )
         await connection.execute(
             "select fullpass.match_staged($1, $2, $3, $4, $5)",
@@ -247,11 +256,12 @@ async def _report(
     )  # fmt: skip
 
 
-def _staged_rows(work: Pass, part: Part) -> Iterator[tuple[object, ...]]:
+def _rows(work: Pass, part: Part) -> Iterator[tuple[object, ...]]:
+    """Give a part's rows in the order of _COLUMNS."""
     recent = part.dated and part.created_at > work.job.started_at - RECENT
     for row in part.rows:
         yield (
-            work.job.id, part.conversation_id, row.tier, row.index, row.total, part.title,
+            part.conversation_id, row.tier, row.index, row.total, part.title,
             row.content, row.message_count, part.created_at, recent, row.token_count,
             row.content_hash, row.messages,
         )  # fmt: skip

@@ -25,9 +25,86 @@ begin
 end
 $$;
 
--- Three functions bring staged rows into conversation_chunks: match, switch, map. A batch of small
--- conversations goes through all three in one transaction. A large one is staged and matched in
--- slices; one transaction of many short statements switches it; then it is mapped in slices.
+-- Brings the chunks of a batch of whole conversations into conversation_chunks, in the caller's one
+-- transaction (promise 10): rows whose very text is stored keep their id and everything stored beside
+-- them; changed and vanished chunks of these conversations go; what is new comes, with its map of
+-- messages. The arrays are the columns of the rows, p_messages JSON of each chunk's map.
+create or replace function fullpass.save_chunks(
+    p_user uuid, p_source text, p_version int,
+    p_conversations text[], p_tiers text[], p_indexes int[], p_totals int[], p_titles text[],
+    p_contents text[], p_message_counts int[], p_created_at timestamptz[], p_recent boolean[],
+    p_token_counts int[], p_hashes text[], p_messages text[]
+) returns void language plpgsql as $$
+declare
+    v_tier_type text := (
+        select format_type(atttypid, atttypmod) from pg_attribute
+        where attrelid = 'public.conversation_chunks'::regclass and attname = 'chunk_tier');
+    v_conversations text[] := array(select distinct unnest(p_conversations));
+    v_ids uuid[] := array(select gen_random_uuid() from generate_subscripts(p_conversations, 1));
+    v_new boolean[] := array(select true from generate_subscripts(p_conversations, 1));
+begin
+    if exists (select from public.conversation_chunks
+               where user_id = p_user and conversation_id = any (v_conversations)) then
+        with stored as materialized (
+            select id, conversation_id, chunk_tier::text as tier, content_hash
+            from public.conversation_chunks
+            where user_id = p_user and conversation_id = any (v_conversations)
+              and source = p_source and chunking_version = p_version
+        )
+        select array_agg(coalesce(s.id, n.id) order by n.place),
+               array_agg(s.id is null order by n.place)
+        into v_ids, v_new
+        from unnest(v_ids, p_conversations, p_tiers, p_hashes) with ordinality
+            as n (id, conversation_id, tier, content_hash, place)
+        left join stored s using (conversation_id, tier, content_hash);
+
+        delete from public.conversation_chunks
+        where user_id = p_user and conversation_id = any (v_conversations)
+          and (source = p_source or source is null)
+          and id not in (select unnest(v_ids));
+
+        update public.conversation_chunks c set
+            chunk_index = n.chunk_index, total_chunks = n.total_chunks, title = n.title,
+            is_recent = n.is_recent, created_at = n.created_at, token_count = n.token_count
+        from unnest(v_ids, v_new, p_indexes, p_totals, p_titles, p_recent, p_created_at,
+                    p_token_counts)
+            as n (id, is_new, chunk_index, total_chunks, title, is_recent, created_at, token_count)
+        where c.id = n.id and not n.is_new
+          and (c.chunk_index, c.total_chunks, c.title, c.is_recent, c.created_at, c.token_count)
+              is distinct from
+              (n.chunk_index, n.total_chunks, n.title, n.is_recent, n.created_at, n.token_count);
+    end if;
+
+    execute format($sql$
+        insert into public.conversation_chunks (
+            id, user_id, source, conversation_id, title, content, message_count, created_at,
+            is_recent, chunk_tier, chunk_index, total_chunks, token_count, chunking_version,
+            content_hash)
+        select n.id, $1, $2, n.conversation_id, n.title, n.content, n.message_count, n.created_at,
+               n.is_recent, n.tier::%s, n.chunk_index, n.total_chunks, n.token_count, $3,
+               n.content_hash
+        from unnest($4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+            as n (id, is_new, conversation_id, tier, chunk_index, total_chunks, title, content,
+                  message_count, created_at, is_recent, token_count, content_hash)
+        where n.is_new
+    $sql$, v_tier_type)
+    using p_user, p_source, p_version, v_ids, v_new, p_conversations, p_tiers, p_indexes,
+          p_totals, p_titles, p_contents, p_message_counts, p_created_at, p_recent,
+          p_token_counts, p_hashes;
+
+    insert into fullpass.chunk_messages (chunk_id, ordinal, message_id, role, at, start, stop)
+    select n.id, m.ordinal, m.message_id, m.role, m.at, m.start, m.stop
+    from unnest(v_ids, p_messages) as n (id, messages)
+    cross join lateral rows from (
+        jsonb_to_recordset(n.messages::jsonb) as
+            (message_id text, role text, at timestamptz, start int, stop int)
+    ) with ordinality as m (message_id, role, at, start, stop, ordinal)
+    on conflict (chunk_id, ordinal) do nothing;
+end
+$$;
+
+-- A conversation too large for one batch is staged and matched in slices; one transaction of many
+-- short statements switches it in; then it is mapped in slices.
 
 -- The id under which a staged row will be, or is already, stored.
 alter table fullpass.staged_chunks add column if not exists id uuid not null default gen_random_uuid();

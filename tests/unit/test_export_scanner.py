@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.export.scanner import ObjectScanner
+from daemon.export.scanner import ObjectScanner, Span
+from daemon.export.values import DecodeError, decode
 from tests.support.export_samples import dump, talk
 
 if TYPE_CHECKING:
@@ -45,15 +46,28 @@ def pieces(content: bytes, sizes: list[int]) -> Callable[[int], bytes]:
     return lambda _size: next(source)
 
 
-def scanned(read: Callable[[int], bytes]) -> tuple[list[Any], bool]:
+def scanned(read: Callable[[int], bytes], *, guessing: bool = True) -> tuple[list[Any], bool]:
     scanner = ObjectScanner(read, object_bytes=2**24)
     found = []
     while (span := scanner.next_span()) is not None:
+        if span.guessed and not decodes(scanner, span):
+            span = scanner.measure(span)
         assert not span.problem
+        assert not span.guessed or guessing
         with scanner.view(span) as view:
             found.append(json.loads(bytes(view)))
-        scanner.learn(span)
+        if guessing:
+            scanner.learn(span)
     return found, scanner.closed
+
+
+def decodes(scanner: ObjectScanner, span: Span) -> bool:
+    with scanner.view(span) as view:
+        try:
+            decode(view, strict=True)
+        except DecodeError:
+            return False
+        return True
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -81,6 +95,46 @@ def test_strings_across_the_ends_of_blocks(text: str, size: int) -> None:
     found, closed = scanned(io.BytesIO(dump(objects)).read)
     assert found == objects
     assert closed
+
+
+LIKE_A_START = {"title": "not one", "create_time": 2, "in": {"title": "nor this", "create_time": 3}}
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    values=st.lists(
+        st.tuples(st.sampled_from([None, LIKE_A_START]), TRICKY, VALUES), min_size=1, max_size=8
+    ),
+    between=st.sampled_from([",", ",\n", " , ", ",,", "\n\n,\t", "," + " " * 300]),
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+)
+def test_a_guessed_end_is_the_end_or_is_found_out(
+    values: list[tuple[object, str, object]], between: str, sizes: list[int]
+) -> None:
+    objects = [
+        {
+            "title": f'{{"title": "{text}", "create_time": 1',
+            "create_time": 1,
+            "in": inner,
+            "v": value,
+        }
+        for inner, text, value in values
+    ]
+    content = ("[" + between.join(json.dumps(o) for o in objects) + "]").encode()
+    assert scanned(pieces(content, sizes)) == (objects, True)
+    assert scanned(pieces(content, sizes), guessing=False) == (objects, True)
+
+
+def test_most_ends_are_guessed_right() -> None:
+    scanner = ObjectScanner(
+        io.BytesIO(dump([talk(str(n)) for n in range(50)])).read, object_bytes=2**20
+    )
+    guessed = 0
+    while (span := scanner.next_span()) is not None:
+        assert decodes(scanner, span)
+        scanner.learn(span)
+        guessed += span.guessed
+    assert guessed == 48  # all but the first, which is learnt from, and the last
 
 
 def test_a_view_must_be_released_before_going_on() -> None:
