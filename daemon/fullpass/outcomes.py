@@ -73,6 +73,7 @@ async def read_window(work: Pass, window_id: int, share: float) -> int:
             parts = []  # broken, not too long: a part of the chunk would fare no better
     shown = [m.shown for m in window.messages]
     facts = [check_fact(item, shown) for item in items.items]
+    work.left.found(sum(f.rejected is None for f in facts))
     async with work.lease.fenced() as connection:
         halves = await windows.close(work, connection, window, "split" if parts else "done")
         if halves is None:
