@@ -86,6 +86,19 @@ async def _expect(work: Pass, total: int) -> None:
         """,
         work.job.user_id, work.source,
     )  # fmt: skip
+    speeds = work.caller.speeds
+    if not speeds.knows(work.settings.extraction_model):
+        # A worker that has just started goes by what calls took others.
+        for call in await work.fetch(
+            """
+            select model, output_tokens, latency_ms from (
+                select id, model, output_tokens, latency_ms from fullpass.llm_calls
+                where output_tokens is not null and latency_ms > 0 and not batch
+                order by id desc limit 200) as newest
+            order by id
+            """
+        ):
+            speeds.seen(call["model"], call["output_tokens"], call["latency_ms"] / 1000)
     if row is not None:
         work.left.planned(windows=total, tokens=row["tokens"], facts=row["facts"])
 

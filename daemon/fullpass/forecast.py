@@ -52,7 +52,8 @@ _FACT = {
 }
 _FACT_TOKENS = estimate_tokens(json.dumps(_FACT))
 _STATEMENT_TOKENS = estimate_tokens(_FACT["statement"])  # type: ignore[arg-type]
-_LINE_TOKENS = _STATEMENT_TOKENS + 12
+_AROUND_STATEMENT = 12
+_LINE_TOKENS = _STATEMENT_TOKENS + _AROUND_STATEMENT
 """A fact as later prompts show it; reduce.py counts it so too."""
 _VERDICT_TOKENS = estimate_tokens(json.dumps({"pair": 12, "relation": "separate"}))
 _SCHEMA_TOKENS = 250
@@ -129,10 +130,23 @@ def forecast(found: Surveyed, settings: Settings) -> Forecast:
 
 
 def after_extraction(
-    facts: int, settings: Settings, *, own_tokens: int, sections: bool = True
+    facts: int,
+    settings: Settings,
+    *,
+    own_tokens: int,
+    sections: bool = True,
+    statement_tokens: float | None = None,
 ) -> list[Calls]:
-    """Foresee the calls of the steps after extraction, in order; some may be none."""
-    steps = [_comparisons(facts), _reduction(facts, settings), _memory(facts, settings)]
+    """Foresee the calls of the steps after extraction, in order; some may be none.
+
+    `statement_tokens` is the length of a fact's statement, where it is known.
+    """
+    line = _LINE_TOKENS if statement_tokens is None else statement_tokens + _AROUND_STATEMENT
+    steps = [
+        _comparisons(facts),
+        _reduction(facts, settings),
+        _memory(facts, settings, line_tokens=line),
+    ]
     return [*steps, _sections(own_tokens, facts, settings)] if sections else steps
 
 
@@ -141,9 +155,15 @@ def reply_tokens(*, own_tokens: float) -> float:
     return min(FACTS_PER_REPLY, own_tokens / OWN_TOKENS_PER_FACT) * _FACT_TOKENS + 8
 
 
-def seconds_of(calls: Calls, settings: Settings, speeds: Speeds) -> float:
-    """Foresee how long the calls of a purpose take, as many at a time as there may be."""
-    one = speeds.seconds(model_of(calls.purpose, settings), calls.usage.output_tokens)
+def seconds_of(
+    calls: Calls, settings: Settings, speeds: Speeds, *, billed_share: float = 1.0
+) -> float:
+    """Foresee how long the calls of a purpose take, as many at a time as there may be.
+
+    `billed_share` is how many tokens a model counts for one that is estimated here.
+    """
+    tokens = calls.usage.output_tokens * billed_share
+    one = speeds.seconds(model_of(calls.purpose, settings), tokens)
     abreast = 1
     if calls.purpose in {"extract", "same"}:
         abreast = settings.fact_extraction_concurrency
@@ -200,13 +220,15 @@ def _memory_tokens(facts: int, settings: Settings) -> int:
     return min(facts * _LINE_TOKENS, settings.memory_max_tokens)
 
 
-def _memory(facts: int, settings: Settings) -> Calls:
+def _memory(facts: int, settings: Settings, *, line_tokens: float) -> Calls:
     if not facts:
         return Calls("memory", 0, 0, 0)
     shown = min(facts * _LINE_TOKENS, settings.memory_max_tokens * _ROOM_PER_MEMORY_TOKEN)
     fixed = estimate_tokens(prompt("memory").text) + _SCHEMA_TOKENS
-    # A line of the answer carries its category and citations beside its text.
-    return Calls("memory", 1, shown + fixed, _memory_tokens(facts, settings) * 3 // 2)
+    # A line of the answer carries its category and citations beside its text, which the budget of
+    # MEMORY does not count.
+    answered = min(facts * line_tokens, settings.memory_max_tokens * 1.5)
+    return Calls("memory", 1, shown + fixed, round(answered))
 
 
 def _sections(own_tokens: int, facts: int, settings: Settings) -> Calls:

@@ -51,6 +51,7 @@ async def read_window(work: Pass, window_id: int, share: float) -> int:
     try:
         answer = await work.caller.ask(work.scope, request, read_reply)
         items, stop_reason = answer.value, answer.reply.stop_reason
+        work.left.replied(answer.reply)
         if stop_reason == "refusal":
             whole, outcome, trouble = False, "refused", "the model refused to read it"
         elif answer.reply.cut_short and items.items:
@@ -73,7 +74,7 @@ async def read_window(work: Pass, window_id: int, share: float) -> int:
             parts = []  # broken, not too long: a part of the chunk would fare no better
     shown = [m.shown for m in window.messages]
     facts = [check_fact(item, shown) for item in items.items]
-    work.left.found(sum(f.rejected is None for f in facts))
+    work.left.found([f.statement for f in facts if f.rejected is None])
     async with work.lease.fenced() as connection:
         halves = await windows.close(work, connection, window, "split" if parts else "done")
         if halves is None:

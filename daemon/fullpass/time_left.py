@@ -12,13 +12,17 @@ from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from daemon.fullpass import forecast
+from daemon.fullpass.tokens import estimate_tokens
+from daemon.llm.speed import without_outliers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from daemon.llm.request import Reply
     from daemon.llm.speed import Speeds
     from daemon.settings import Settings
 
@@ -54,9 +58,12 @@ class TimeLeft:
     _step: str = ""
     _step_began: float = field(default_factory=time.monotonic)
     _reading_began: float = field(default_factory=time.monotonic)
-    _windows: int = 0
+    _windows: int | None = None
     _read: int = 0
     _facts_read: int = 0
+    _statement_tokens: int = 0
+    _billed_tokens: int = 0
+    _estimated_tokens: int = 0
     _took_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_NEWEST))
     _begun: dict[object, float | None] = field(default_factory=dict)
     """Windows under way, in order; None for one that waits until a call before it ends."""
@@ -94,10 +101,17 @@ class TimeLeft:
         self._read += 1
         self._took_seconds.append(0.0 if began is None else now - began)
 
-    def found(self, facts: int) -> None:
+    def replied(self, reply: Reply) -> None:
+        """Note how the model counts what it says."""
+        if reply.usage is not None and reply.text:
+            self._billed_tokens += reply.usage.output_tokens
+            self._estimated_tokens += estimate_tokens(reply.text)
+
+    def found(self, statements: Sequence[str]) -> None:
         """Note the facts of one window."""
-        self.facts += facts
-        self._facts_read += facts
+        self.facts += len(statements)
+        self._facts_read += len(statements)
+        self._statement_tokens += sum(map(estimate_tokens, statements))
 
     # -- what is left ----------------------------------------------------------------------------
 
@@ -108,11 +122,13 @@ class TimeLeft:
         if step in _READING:
             return self._while_reading(share)
         if step == "extract_facts":
-            return self._extraction() + self._after(self._all_facts())
+            if self._windows is None:
+                return self._while_reading(1.0)
+            return self._extraction(self._windows) + self._after(self._all_facts(self._windows))
         return self._after(self.facts, at=step)
 
     def _while_reading(self, share: float) -> float | None:
-        if share < _LEAST_SHARE:
+        if share < _LEAST_SHARE or not (self.tokens or self.offline):
             return None
         rest = (time.monotonic() - self._reading_began) * (1 - share) / share
         windows = self.tokens / share / self.settings.extraction_window_tokens
@@ -128,7 +144,7 @@ class TimeLeft:
     def _window_seconds(self) -> float:
         """Return what reading a window takes: so far, or by what is known of the model."""
         if self._took_seconds:
-            return sum(self._took_seconds) / len(self._took_seconds)
+            return fmean(without_outliers(list(self._took_seconds)))
         if self.offline:
             return 0.0
         share = self.own_tokens / self.tokens if self.tokens else _OWN_SHARE
@@ -137,23 +153,21 @@ class TimeLeft:
             self.settings.extraction_model, forecast.reply_tokens(own_tokens=size * share)
         )
 
-    def _extraction(self) -> float:
-        if not self._windows:
-            return 0.0
+    def _extraction(self, windows: int) -> float:
         one, now = self._window_seconds(), time.monotonic()
         ages = [now - at for at in self._begun.values() if at is not None]
         under_way = [max(_OVERDUE * one, one - age) for age in ages]
-        waiting = max(0, self._windows - self._read - len(ages))
+        waiting = max(0, windows - self._read - len(ages))
         even = (waiting * one + sum(under_way)) / self._abreast
         # The last ones cannot be shared out.
         return max([even, *under_way, one if waiting else 0.0])
 
-    def _all_facts(self) -> float:
+    def _all_facts(self, windows: int) -> float:
         """Return how many facts there will be, if the rest is like what was read."""
         before = self.facts - self._facts_read
         if not self._read:
             return before + self.own_tokens / forecast.OWN_TOKENS_PER_FACT
-        return before + self._facts_read * max(self._windows, self._read) / self._read
+        return before + self._facts_read * max(windows, self._read) / self._read
 
     def _after(self, facts: float, *, at: str | None = None) -> float:
         """Return what the steps after extraction take, from step `at` on."""
@@ -172,11 +186,18 @@ class TimeLeft:
         return seconds
 
     def _by_purpose(self, facts: float) -> Mapping[str, float]:
+        read = self._facts_read
         foreseen = forecast.after_extraction(
-            round(facts), self.settings, own_tokens=self.own_tokens
+            round(facts),
+            self.settings,
+            own_tokens=self.own_tokens,
+            statement_tokens=self._statement_tokens / read if read else None,
         )
+        share = self._billed_tokens / self._estimated_tokens if self._estimated_tokens else 1.0
         return {
-            calls.purpose: forecast.seconds_of(calls, self.settings, self.speeds)
+            calls.purpose: forecast.seconds_of(
+                calls, self.settings, self.speeds, billed_share=share
+            )
             for calls in foreseen
         }
 

@@ -127,7 +127,9 @@ select j.id as job_id, j.user_id, j.storage_path, j.current_step as step,
        extract(epoch from j.lease_expires_at - now())::float8 as lease_left_seconds,
        o.read as chunks_read, n.unread as chunks_unread,
        round(o.read / nullif(o.read + n.unread, 0)::numeric, 4)::float8 as coverage,
-       greatest(0, extract(epoch from p.expected_end - now()))::float8 as seconds_left,
+       case when p.expected_end is not null
+            then greatest(0, extract(epoch from p.expected_end - now())) end::float8
+           as seconds_left,
        m.calls_per_minute, coalesce(c.calls, 0) as calls,
        coalesce(c.cost_usd, 0)::float8 as cost_usd, coalesce(c.unpriced_calls, 0) as unpriced_calls,
        w.waiting_for
