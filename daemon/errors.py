@@ -10,6 +10,7 @@
     ├── Wait                nobody's fault; release the job, no attempt used
     │   ├── Systemic        every job would meet it (bad key, outage); pause the worker
     │   │   └── OutOfReach  the database itself: nothing can be claimed meanwhile anyway
+    │   │       └── SchemaMoved  its schema is another release's: wait for the one that fits
     │   ├── AwaitsBatch     replies come by batch: look again later
     │   └── Draining        this worker is shutting down
     ├── Stop                the job is no longer ours to work on
@@ -73,6 +74,13 @@ class OutOfReach(Systemic):
 
     def __init__(self, message: str, *, seconds: float = 1.0) -> None:
         super().__init__(message, seconds=seconds)
+
+
+class SchemaMoved(OutOfReach):
+    """The database's schema is not this release's; nothing works before they fit again."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, seconds=15.0)
 
 
 class AwaitsBatch(Wait):

@@ -8,62 +8,81 @@ sending anything anywhere, to `ops/`.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+SECONDS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0, 10800.0)
+"""Upper bounds of the histograms' buckets."""
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, of no use
-REGISTRY = CollectorRegistry()
 
-_SECONDS = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 900, 3600, 10800)
+class Counter:
+    """What only grows, by the values of its labels. Written on one thread, read on any."""
 
-JOBS_CLAIMED = Counter("fullpass_jobs_claimed", "Attempts at jobs begun.", registry=REGISTRY)
+    def __init__(self, name: str, said: str, *labels: str) -> None:
+        self.name = name
+        self.said = said
+        self.labels = labels
+        self.values: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
+
+    def inc(self, *labels: str, by: float = 1.0) -> None:
+        """Count one more, or `by` more."""
+        self.values[labels] = self.values.get(labels, 0.0) + by
+
+
+class Histogram:
+    """How long things took, by the value of its label: a count for each bucket, and the sum."""
+
+    def __init__(self, name: str, said: str, label: str) -> None:
+        self.name = name
+        self.said = said
+        self.label = label
+        self.buckets: dict[str, list[int]] = {}
+        self.sums: dict[str, float] = {}
+
+    def observe(self, label: str, seconds: float) -> None:
+        """Count one that took so long."""
+        counts = self.buckets.setdefault(label, [0] * (len(SECONDS) + 1))
+        counts[bisect_left(SECONDS, seconds)] += 1
+        self.sums[label] = self.sums.get(label, 0.0) + seconds
+
+
+JOBS_CLAIMED = Counter("fullpass_jobs_claimed_total", "Attempts at jobs begun.")
 JOBS_ENDED = Counter(
-    "fullpass_jobs_ended",
+    "fullpass_jobs_ended_total",
     "Attempts at jobs ended, by outcome: complete, failed (for good), retry, released (waiting, "
     "no attempt used), cancelled, lost.",
-    ["outcome"],
-    registry=REGISTRY,
+    "outcome",
 )
-STEP_SECONDS = Histogram(
-    "fullpass_step_seconds",
-    "How long finished steps of passes took.",
-    ["step"],
-    buckets=_SECONDS,
-    registry=REGISTRY,
-)
+STEP_SECONDS = Histogram("fullpass_step_seconds", "How long finished steps of passes took.", "step")
 LLM_CALLS = Counter(
-    "fullpass_llm_calls",
+    "fullpass_llm_calls_total",
     "Paid model calls with a receipt, by purpose and whether the reply could be used.",
-    ["purpose", "usable"],
-    registry=REGISTRY,
+    "purpose",
+    "usable",
 )
 LLM_CALL_SECONDS = Histogram(
     "fullpass_llm_call_seconds",
     "How long paid model calls took; those answered by batch are left out.",
-    ["purpose"],
-    buckets=_SECONDS,
-    registry=REGISTRY,
+    "purpose",
 )
 LLM_TOKENS = Counter(
-    "fullpass_llm_tokens",
+    "fullpass_llm_tokens_total",
     "Tokens of paid model calls, by kind: input, output, cache_read, cache_write.",
-    ["kind"],
-    registry=REGISTRY,
+    "kind",
 )
 LLM_COST_USD = Counter(
-    "fullpass_llm_cost_usd",
-    "Dollars of paid model calls whose price is known.",
-    registry=REGISTRY,
+    "fullpass_llm_cost_usd_total", "Dollars of paid model calls whose price is known."
 )
+COUNTERS = (JOBS_CLAIMED, JOBS_ENDED, LLM_CALLS, LLM_TOKENS, LLM_COST_USD)
+HISTOGRAMS = (STEP_SECONDS, LLM_CALL_SECONDS)
 
 # Series that exist from the start: a rate over a series that appears with its first event misses
 # that event.
 for _outcome in ("complete", "failed", "retry", "released", "cancelled", "lost"):
-    JOBS_ENDED.labels(_outcome)
+    JOBS_ENDED.inc(_outcome, by=0.0)
 for _kind in ("input", "output", "cache_read", "cache_write"):
-    LLM_TOKENS.labels(_kind)
+    LLM_TOKENS.inc(_kind, by=0.0)
 
 
 class Witness(Protocol):

@@ -50,9 +50,13 @@ def run_worker(*, once: bool, as_json: bool) -> int:
 
 
 def import_everything() -> None:
-    """Import every module now: a deploy that lacks one must fail before it claims a job."""
+    """Import every module now: a deploy that lacks one must fail before it claims a job.
+
+    Not what only people see: a screen that cannot be drawn is no reason to do no work, and 5 MB.
+    """
     for module in pkgutil.walk_packages(daemon.__path__, "daemon."):
-        importlib.import_module(module.name)
+        if not module.name.startswith("daemon.cli."):
+            importlib.import_module(module.name)
 
 
 async def _serve(worker: Worker, url: str, *, once: bool) -> tuple[Tally, list[dict[str, Any]]]:

@@ -201,13 +201,13 @@ class Ledger:
 
 
 def _count(request: Request, reply: Reply, *, usable: bool) -> None:
-    LLM_CALLS.labels(request.purpose, "yes" if usable else "no").inc()
+    LLM_CALLS.inc(request.purpose, "yes" if usable else "no")
     if not reply.batch:
-        LLM_CALL_SECONDS.labels(request.purpose).observe(reply.latency_ms / 1000)
+        LLM_CALL_SECONDS.observe(request.purpose, reply.latency_ms / 1000)
     if (usage := reply.usage) is not None:
-        LLM_TOKENS.labels("input").inc(usage.input_tokens)
-        LLM_TOKENS.labels("output").inc(usage.output_tokens)
-        LLM_TOKENS.labels("cache_read").inc(usage.cache_read_tokens)
-        LLM_TOKENS.labels("cache_write").inc(usage.cache_write_tokens)
+        LLM_TOKENS.inc("input", by=usage.input_tokens)
+        LLM_TOKENS.inc("output", by=usage.output_tokens)
+        LLM_TOKENS.inc("cache_read", by=usage.cache_read_tokens)
+        LLM_TOKENS.inc("cache_write", by=usage.cache_write_tokens)
     if reply.bill is not None and reply.bill.cost_usd is not None:
-        LLM_COST_USD.inc(float(reply.bill.cost_usd))
+        LLM_COST_USD.inc(by=float(reply.bill.cost_usd))

@@ -11,24 +11,20 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.exposition import generate_latest
-from prometheus_client.registry import Collector
+import psutil
 
 from daemon import __version__
 from daemon.database import database_errors
 from daemon.errors import FullpassError
-from daemon.instruments import REGISTRY
+from daemon.instruments import COUNTERS, HISTOGRAMS, SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from prometheus_client import Metric
+    from collections.abc import Iterable, Iterator
 
     from daemon.database import Pool
     from daemon.ops.vital_signs import Sign, VitalSigns
 
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _QUEUE_SECONDS = 2.0
 _QUEUE_AGE_SECONDS = 10.0
 """However often it is asked, the database counts no more often than this."""
@@ -64,16 +60,15 @@ class Metrics:
         self._queue: dict[str, float] = {}
         self._queue_at: float | None = None
         self._counting = asyncio.Lock()
-        self._registry = CollectorRegistry()
-        self._registry.register(_Gauges(signs, self._queue))
-        ProcessCollector(registry=self._registry)
+        self._process = psutil.Process()
 
     async def page(self) -> tuple[bytes, str]:
         """Return the page and its content type."""
         async with self._counting:
             if self._queue_at is None or time.monotonic() > self._queue_at + _QUEUE_AGE_SECONDS:
                 await self._count_queue()
-        return generate_latest(REGISTRY) + generate_latest(self._registry), CONTENT_TYPE_LATEST
+        lines = [*_counted(), *self._gauges(), *self._of_process()]
+        return "".join(f"{line}\n" for line in lines).encode(), CONTENT_TYPE
 
     async def _count_queue(self) -> None:
         """Have the worker's loop ask the database; do without if it does not answer in time."""
@@ -96,6 +91,70 @@ class Metrics:
         self._queue.update(figures)
         self._queue_at = time.monotonic()
 
+    def _gauges(self) -> Iterator[str]:
+        signs = self._signs
+        yield from _family(
+            "fullpass_worker_info", "gauge", "Always 1.", [("", {"version": __version__}, 1.0)]
+        )
+        yield from _gauge("fullpass_worker_healthy", "1 when /healthz is.", _well(signs.alive()))
+        yield from _gauge("fullpass_worker_ready", "1 when /readyz is.", _well(signs.ready()))
+        vitals: dict[str, Any] = signs.vitals()
+        waits = vitals["waiting_for"] is not None
+        yield from _gauge(
+            "fullpass_worker_waiting", "1 while no job is claimed: every one would meet it.", waits
+        )
+        for key, (name, said) in _VITALS.items():
+            if vitals.get(key) is not None:
+                yield from _gauge(name, said, vitals[key])
+        if (seen := signs.attended) is not None:
+            yield from _gauge("fullpass_jobs_running", "Jobs at work here.", seen.heartbeat.jobs)
+            yield from _gauge(
+                "fullpass_loop_silent_seconds",
+                "How long the worker's event loop has owed an answer.",
+                seen.echo.silent_seconds,
+            )
+            yield from _gauge(
+                "fullpass_claiming_late_seconds",
+                "How long the next look for work is overdue.",
+                seen.pulse.late_seconds,
+            )
+        if (age := signs.beat_age_seconds) is not None:
+            yield from _gauge(
+                "fullpass_beat_age_seconds", "Since the database acknowledged a beat.", age
+            )
+        if self._queue:
+            yield from _gauge(
+                "fullpass_queue_due_jobs",
+                f"Jobs that are due, of all workers; {MOST_DUE} means that many or more.",
+                self._queue["due"],
+            )
+            yield from _gauge(
+                "fullpass_queue_oldest_due_seconds",
+                "How long the oldest of these has been due.",
+                self._queue["oldest_due_seconds"],
+            )
+            yield from _gauge(
+                "fullpass_queue_processing_jobs",
+                "Jobs at work, of all workers.",
+                self._queue["processing"],
+            )
+
+    def _of_process(self) -> Iterator[str]:
+        process = self._process
+        with process.oneshot():
+            cpu = process.cpu_times()
+            yield from _family(
+                "process_cpu_seconds_total", "counter", "CPU time, user and system.",
+                [("", {}, cpu.user + cpu.system)],
+            )  # fmt: skip
+            yield from _gauge(
+                "process_resident_memory_bytes", "Resident memory.", process.memory_info().rss
+            )
+            yield from _gauge(
+                "process_start_time_seconds", "Start, since the epoch.", process.create_time()
+            )
+            yield from _gauge("process_open_fds", "Open files and sockets.", process.num_fds())
+
 
 async def _queue_figures(pool: Pool) -> dict[str, float]:
     with database_errors():
@@ -104,64 +163,46 @@ async def _queue_figures(pool: Pool) -> dict[str, float]:
     return figures
 
 
-class _Gauges(Collector):
-    """What is so at this moment."""
+# --- the text format of Prometheus, version 0.0.4
 
-    def __init__(self, signs: VitalSigns, queue: dict[str, float]) -> None:
-        self._signs = signs
-        self._queue = queue
 
-    def collect(self) -> Iterator[Metric]:
-        signs = self._signs
-        info = GaugeMetricFamily("fullpass_worker_info", "Always 1.", labels=["version"])
-        info.add_metric([__version__], 1)
-        yield info
-        yield _gauge("fullpass_worker_healthy", "1 when /healthz is.", _well(signs.alive()))
-        yield _gauge("fullpass_worker_ready", "1 when /readyz is.", _well(signs.ready()))
-        vitals: dict[str, Any] = signs.vitals()
-        waits = vitals["waiting_for"] is not None
-        yield _gauge(
-            "fullpass_worker_waiting", "1 while no job is claimed: every one would meet it.", waits
+def _counted() -> Iterator[str]:
+    for counter in COUNTERS:
+        samples = [
+            ("", dict(zip(counter.labels, values, strict=True)), count)
+            for values, count in dict(counter.values).items()
+        ]
+        yield from _family(counter.name, "counter", counter.said, samples)
+    for histogram in HISTOGRAMS:
+        samples = []
+        for value, counts in dict(histogram.buckets).items():
+            label = {histogram.label: value}
+            total = 0
+            for bound, count in zip((*map(str, SECONDS), "+Inf"), tuple(counts), strict=True):
+                total += count
+                samples.append(("_bucket", {**label, "le": bound}, total))
+            samples.append(("_count", label, total))
+            samples.append(("_sum", label, histogram.sums.get(value, 0.0)))
+        yield from _family(histogram.name, "histogram", histogram.said, samples)
+
+
+def _gauge(name: str, said: str, value: float) -> Iterator[str]:
+    return _family(name, "gauge", said, [("", {}, value)])
+
+
+def _family(
+    name: str, kind: str, said: str, samples: Iterable[tuple[str, dict[str, str], float]]
+) -> Iterator[str]:
+    """Give the lines of one metric; names, labels and words are all from this code."""
+    yield f"# HELP {name} {said}"
+    yield f"# TYPE {name} {kind}"
+    for suffix, labels, value in samples:
+        shown = ",".join(f'{label}="{word}"' for label, word in labels.items())
+        yield (
+            f"{name}{suffix}{{{shown}}} {float(value)!r}"
+            if shown
+            else (f"{name}{suffix} {float(value)!r}")
         )
-        for key, (name, said) in _VITALS.items():
-            if vitals.get(key) is not None:
-                yield _gauge(name, said, vitals[key])
-        if (seen := signs.attended) is not None:
-            yield _gauge("fullpass_jobs_running", "Jobs at work here.", seen.heartbeat.jobs)
-            yield _gauge(
-                "fullpass_loop_silent_seconds",
-                "How long the worker's event loop has owed an answer.",
-                seen.echo.silent_seconds,
-            )
-            yield _gauge(
-                "fullpass_claiming_late_seconds",
-                "How long the next look for work is overdue.",
-                seen.pulse.late_seconds,
-            )
-        if (age := signs.beat_age_seconds) is not None:
-            yield _gauge(
-                "fullpass_beat_age_seconds", "Since the database acknowledged a beat.", age
-            )
-        if self._queue:
-            yield _gauge(
-                "fullpass_queue_due_jobs",
-                f"Jobs that are due, of all workers; {MOST_DUE} means that many or more.",
-                self._queue["due"],
-            )
-            yield _gauge(
-                "fullpass_queue_oldest_due_seconds",
-                "How long the oldest of these has been due.",
-                self._queue["oldest_due_seconds"],
-            )
-            yield _gauge(
-                "fullpass_queue_processing_jobs",
-                "Jobs at work, of all workers.",
-                self._queue["processing"],
-            )
-
-
-def _gauge(name: str, said: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, said, value=float(value))
 
 
 def _well(signs: list[Sign]) -> bool:

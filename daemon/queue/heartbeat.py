@@ -222,7 +222,7 @@ class Heartbeat:
         if self._echo is not None:
             vitals["loop_lag_ms"] = self._echo.take_lag_ms()
         sent_at = clock()
-        with database_errors():
+        with database_errors(protocol=True):
             rows = await connection.fetch(
                 "select job_id, verdict from fullpass.beat($1, $2, $3, $4, $5)",
                 self._worker_id,
