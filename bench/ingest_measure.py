@@ -216,12 +216,15 @@ class Watch:
 
     def now_mb(self) -> float:
         """Give the resident sum at this moment."""
-        return _tree(self._root)[0] / MB
+        return _tree(self._root, set(psutil.pids()))[0] / MB
 
     def _run(self) -> None:
         ticks = 0
+        known: set[int] = set()
         while not self._ended.wait(self._every_seconds):
-            rss, processes = _tree(self._root)
+            # Counted from its second look on: between its start and its exec a child shares its
+            # parent's memory and would count it twice.
+            rss, processes, known = _tree(self._root, known)
             self._rss, self._processes = max(self._rss, rss), max(self._processes, processes)
             ticks += 1
             if ticks % 5 == 0:  # reading it walks the page tables: not at every look
@@ -235,13 +238,16 @@ def _members(root: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def _tree(root: psutil.Process) -> tuple[int, int]:
+def _tree(root: psutil.Process, known: set[int]) -> tuple[int, int, set[int]]:
+    """Sum what the known processes of a tree hold; return also their number and who is there."""
     total = count = 0
-    for process in _members(root):
+    members = _members(root)
+    for process in members:
         with contextlib.suppress(psutil.Error):
-            total += process.memory_info().rss
-            count += 1
-    return total, count
+            if process.pid in known:
+                total += process.memory_info().rss
+                count += 1
+    return total, count, {process.pid for process in members}
 
 
 def _proportional(root: psutil.Process) -> int:

@@ -11,6 +11,7 @@ from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from daemon.export.conversation import EVIDENCE_ROLES
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SHOWN = NumberedMessage(12, "assistant", _EPOCH, "A")
+_UNDATED_TOKENS = estimate_tokens("\n" + windows.shown(_SHOWN, day=None))
+_DAY_TOKENS = estimate_tokens("\n" + windows.shown(_SHOWN, day="2026-03-05")) - _UNDATED_TOKENS
 # What a window puts around a message, beyond the label that the chunk's own text has.
-_AROUND_TOKENS = estimate_tokens("\n" + windows.shown(_SHOWN)) - estimate_tokens("\n\nAssistant: A")
+_AROUND_TOKENS = _UNDATED_TOKENS - estimate_tokens("\n\nAssistant: A")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,7 @@ def _kept(conversation: Conversation, tiers: tuple[Tier, ...], medium: int) -> _
             count += 1
             if n == medium:
                 found.tokens.append(c.token_count)
-                found.around.append(_AROUND_TOKENS * len(c.spans))
+                found.around.append(_around_tokens(c))
                 found.own.append(_own_tokens(c))
         found.tier_counts.append(count)
     return found
@@ -168,3 +171,10 @@ def _surveyed(
         conversations_with_own_words=sum(k.own_characters > 0 for k in ordered),
         windows=tuple(planned),
     )
+
+
+def _around_tokens(chunk: Chunk) -> int:
+    """Estimate what a window puts around a chunk's messages; each day is told where it begins."""
+    days = [span.at and span.at.date() for span in chunk.spans]
+    told = 1 + sum(day != before for before, day in pairwise(days))
+    return _AROUND_TOKENS * len(days) + _DAY_TOKENS * told

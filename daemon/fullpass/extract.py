@@ -140,7 +140,8 @@ async def _work_all(work: Pass, total: int) -> None:
                 running -= 1
 
     await refill()
-    tasks = work.settings.fact_extraction_concurrency + AHEAD
+    calls = work.settings.fact_extraction_concurrency
+    tasks = calls + AHEAD if calls > 1 else 1  # one at a time means just that
     await asyncio.gather(*(worker() for _ in range(min(tasks, max(total, 1)))))
     if failure is not None:
         raise failure

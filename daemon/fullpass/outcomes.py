@@ -7,7 +7,9 @@ from there on everything is the same. Every chunk of a window that is closed has
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from functools import cache
 from typing import TYPE_CHECKING
 
 from daemon.errors import BadCall, GiveUp, UselessReply
@@ -22,6 +24,7 @@ from daemon.fullpass.facts import (
     read_items,
 )
 from daemon.fullpass.prompts import prompt
+from daemon.fullpass.tokens import estimate_tokens
 from daemon.llm.request import Reply, Request
 from daemon.logs import get_logger
 
@@ -48,10 +51,12 @@ async def read_window(work: Pass, window_id: int, share: float) -> int:
     whole = True
     trouble: str | None = None
     outcome = "ok"
+    tokens: tuple[int, int] | None = None
     try:
         answer = await work.caller.ask(work.scope, request, read_reply)
         items, stop_reason = answer.value, answer.reply.stop_reason
         work.left.replied(answer.reply)
+        tokens = _tokens(request, answer.reply)
         if stop_reason == "refusal":
             whole, outcome, trouble = False, "refused", "the model refused to read it"
         elif answer.reply.cut_short and items.items:
@@ -76,7 +81,7 @@ async def read_window(work: Pass, window_id: int, share: float) -> int:
     facts = [check_fact(item, shown) for item in items.items]
     work.left.found([f.statement for f in facts if f.rejected is None])
     async with work.lease.fenced() as connection:
-        halves = await windows.close(work, connection, window, "split" if parts else "done")
+        halves = await windows.close(work, connection, window, "split" if parts else "done", tokens)
         if halves is None:
             return 0
         await _save_facts(work, connection, window, facts)
@@ -123,6 +128,21 @@ def request_for(work: Pass, window: Window) -> Request:
         timeout_seconds=work.settings.llm_timeout_seconds,
         messages=tuple(m.shown for m in window.messages),
     )
+
+
+def _tokens(request: Request, reply: Reply) -> tuple[int, int] | None:
+    """Return what a request was estimated at and what was billed for it, in tokens."""
+    usage = reply.usage
+    if usage is None:
+        return None
+    billed = usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens
+    estimated = _fixed_tokens(request.system) + estimate_tokens(request.text)
+    return (estimated, billed) if billed else None
+
+
+@cache
+def _fixed_tokens(instructions: str) -> int:
+    return estimate_tokens(instructions) + estimate_tokens(json.dumps(EXTRACT_SCHEMA))
 
 
 def read_reply(reply: Reply) -> ReadItems:

@@ -28,6 +28,8 @@ WindowState = Literal["done", "split"]
 Key = TypeVar("Key")
 Part = tuple[tuple[str, ...], int | None, int | None]
 """A half of a window: its chunks, and the first and last ordinal of a part of one chunk."""
+_SURE_RATIO = (0.7, 1.5)
+"""What a model counts for each token estimated; outside, the server's account is not believed."""
 PLANNED_AT_ONCE = 4_000
 """Chunks looked at in one transaction, so that each is short however large the export."""
 
@@ -60,13 +62,24 @@ class Window:
     """Whether a chunk of it is gone: it must not be read any more."""
 
     def text(self) -> str:
-        """Render the messages as the prompt shows them: labelled, fenced, data only."""
-        return "\n".join(shown(m.shown) for m in self.messages)
+        """Render the messages as the prompt shows them: labelled, fenced, data only.
+
+        A day is told where it changes: of a label's tokens it takes a third.
+        """
+        days = ["", *(_day(m.shown) for m in self.messages)]
+        return "\n".join(
+            shown(m.shown, day=day if n == 0 or day != days[n] else None)
+            for n, (m, day) in enumerate(zip(self.messages, days[1:], strict=True))
+        )
 
 
-def shown(message: NumberedMessage) -> str:
-    """Render one message."""
-    date = f' date="{message.at:%Y-%m-%d}"' if message.at is not None else ""
+def _day(message: NumberedMessage) -> str:
+    return "" if message.at is None else f"{message.at:%Y-%m-%d}"
+
+
+def shown(message: NumberedMessage, *, day: str | None) -> str:
+    """Render one message; `day` None where it is that of the message before, "" where unknown."""
+    date = "" if day is None else f' date="{day}"'
     # Text cannot close its own fence: the mark that would is broken by an invisible space.
     text = message.text.replace("<message", "<\u200bmessage").replace(
         "</message", "<\u200b/message"
@@ -102,7 +115,8 @@ async def plan(work: Pass) -> int:
     # Each page takes what the pages before left over; the last one finds nothing.
     while await _account_for_wordless(work, who):
         pass
-    while await _plan_page(work, who):
+    room = await _room(work)
+    while await _plan_page(work, who, room):
         pass
     return int(
         await work.fetchval(
@@ -138,7 +152,20 @@ async def _account_for_wordless(work: Pass, who: tuple[object, ...]) -> bool:
     return not done.endswith(" 0")
 
 
-async def _plan_page(work: Pass, who: tuple[object, ...]) -> bool:
+async def _room(work: Pass) -> int:
+    """Return how many estimated tokens a window may hold, corrected by what replies reported."""
+    if work.caller.offline:
+        # Reading by rule costs no call: each chunk alone, so that no conversation's context (a
+        # role-play, say) reaches into another's.
+        return 0
+    ratio: float = await work.fetchval(
+        "select fullpass.token_ratio($1, $2)", work.job.user_id, work.settings.extraction_model
+    )
+    low, high = _SURE_RATIO
+    return int(work.settings.extraction_window_tokens / min(high, max(low, ratio)))
+
+
+async def _plan_page(work: Pass, who: tuple[object, ...], room: int) -> bool:
     """Plan windows for a page of unread chunks; False when none is left."""
     async with work.lease.fenced() as connection:
         rows = await connection.fetch(
@@ -153,12 +180,7 @@ async def _plan_page(work: Pass, who: tuple[object, ...]) -> bool:
             """,
             *who,
         )
-        packs = packed(
-            [(r["content_hash"], r["token_count"]) for r in rows],
-            # Reading by rule costs no call: each chunk alone, so that no conversation's context
-            # (a role-play, say) reaches into another's.
-            0 if work.caller.offline else work.settings.extraction_window_tokens,
-        )
+        packs = packed([(r["content_hash"], r["token_count"]) for r in rows], room)
         await connection.executemany(
             """
             insert into fullpass.windows (user_id, source, content_hashes, token_count)
@@ -282,18 +304,27 @@ def halves(window: Window) -> list[Part]:
 
 
 async def close(
-    work: Pass, connection: Connection, window: Window, state: WindowState
+    work: Pass,
+    connection: Connection,
+    window: Window,
+    state: WindowState,
+    tokens: tuple[int, int] | None = None,
 ) -> list[int] | None:
     """Mark a window as done, or replace it by its halves; return the halves' ids.
+
+    `tokens`: what its request was estimated at, and what was billed for it, where that is known.
 
     Returns None when it is not planned any more: its effects were written before (a commit whose
     answer got lost), and must not be written again.
     """
     marked = await connection.fetchval(
-        "update fullpass.windows set state = $2 where id = $1 and state = 'planned' returning id",
-        window.id,
-        state,
-    )
+        """
+        update fullpass.windows
+        set state = $2, model = $3, estimated_tokens = $4, billed_tokens = $5
+        where id = $1 and state = 'planned' returning id
+        """,
+        window.id, state, work.settings.extraction_model, *(tokens or (None, None)),
+    )  # fmt: skip
     if marked is None:
         return None
     if state == "done":

@@ -9,7 +9,6 @@ and when all jobs stop calling, is `patience.py`.
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
@@ -180,7 +179,7 @@ class Caller:
 
     async def _call(self, scope: Scope, request: Request) -> Reply:
         """Call the provider, repeating what fails in passing with jittered back-off."""
-        attempt, failed, began = 0, 0, time.monotonic()
+        attempt, failed, begun = 0, 0, self._gate.begin()
         while True:
             attempt += 1
             try:
@@ -201,7 +200,7 @@ class Caller:
                 if failed == request.tries:
                     raise Wait(f"the LLM server does not answer: {error}", seconds=1.0) from error
                 try:
-                    pause = self._gate.pause_after(error, attempt, scope.holder, began=began)
+                    pause = self._gate.pause_after(error, attempt, scope.holder, begun)
                 finally:
                     if self._gate.shut:
                         self.limiter.restart()

@@ -4,7 +4,9 @@ Three answers to a call that failed: repeat it after a pause, give the job back 
 all jobs of this worker. A retry budget a job sees to it that a server that fails half of all calls
 is not asked twice as often; an outage and a permanent error (wrong key, unknown model, spend limit)
 close a gate for all jobs at once, which opens by itself and lets one call try (promise 9: waiting
-uses no attempt). Owns these rules; leaves the call itself to `caller.py`.
+uses no attempt). An input on which the server fails every time, while it answers others, ends as
+one that it refuses, so that no job waits for days. Owns these rules; leaves the call itself to
+`caller.py`.
 """
 
 from __future__ import annotations
@@ -15,14 +17,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from daemon.errors import CallFailed, Systemic, Wait
+from daemon.errors import BadCall, CallFailed, Systemic, Wait
 from daemon.llm.limiter import LONGEST_HOLD_SECONDS, LONGEST_PAUSE_SECONDS
+from daemon.llm.rate_limits import Throttled
 from daemon.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _log = get_logger()
+
+_OTHERS_ANSWERED = 10
+_OTHERS_FAILED_SHARE = 0.2
+"""While all tries of an input fail, so many others answered, and no greater share of theirs failed,
+show that it is the input: eight failures in a row by chance are then rarer than one in 100,000."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,15 @@ class Patience:
     scale: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """When a call was first made, and how many calls had been answered and had failed by then."""
+
+    at: float
+    answers: int = 0
+    failures: int = 0
+
+
 class Gate:
     """Whether any job may call, and how long each failure is waited for."""
 
@@ -54,6 +71,7 @@ class Gate:
         self._outages = 0
         self._answered_at = float("-inf")
         self._budgets: WeakKeyDictionary[object, float] = WeakKeyDictionary()
+        self._answers = self._failures = 0
 
     def check(self) -> None:
         """Raise what shut the gate, while it is shut."""
@@ -66,8 +84,13 @@ class Gate:
         """Whether no job may call now."""
         return self._shut_by is not None and time.monotonic() < self._shut_until
 
+    def begin(self) -> Begun:
+        """Return what to hand to `pause_after` when the call that begins now fails."""
+        return Begun(time.monotonic(), self._answers, self._failures)
+
     def answered(self, job: object) -> None:
         """Note that the server answered a call of this job."""
+        self._answers += 1
         self._answered_at = time.monotonic()
         if self._outages or self._shut_by is not None:
             _log.info("llm.answers_again")
@@ -87,11 +110,12 @@ class Gate:
                 self._alarm(error)
         return error
 
-    def pause_after(self, error: CallFailed, attempt: int, job: object, *, began: float) -> float:
-        """Return the seconds to wait before repeating; raises Wait when the job is to wait.
+    def pause_after(self, error: CallFailed, attempt: int, job: object, begun: Begun) -> float:
+        """Return the seconds to wait before repeating.
 
-        `began` is when the call was first made, on the monotonic clock.
+        Raises Wait when the job is to wait, BadCall when only this very input fails.
         """
+        self._failures += 1
         p = self._patience
         self.check()
         left = self._budgets.get(job, p.budget) - 1.0
@@ -102,14 +126,22 @@ class Gate:
             # Never sooner than asked, and not all in the same instant.
             pause = max(pause, error.retry_after_seconds * random.uniform(1.0, 1.1))
         spent = attempt >= (2 if self._outages else p.tries)
-        if spent and self._answered_at < began:
+        if spent and self._answered_at < begun.at:
             raise self._outage(error)
+        if spent and not isinstance(error, Throttled) and self._alone(attempt, begun):
+            raise BadCall(f"the LLM server fails on this input and on no other: {error}") from error
         if spent or pause > p.longest_hold_seconds or left < 0:
             raise Wait(
                 f"the LLM server does not answer: {error}",
                 seconds=min(LONGEST_PAUSE_SECONDS, max(pause, p.outage_seconds)) * p.scale,
             ) from error
         return pause * p.scale
+
+    def _alone(self, attempts: int, begun: Begun) -> bool:
+        """Whether nearly all others were answered while every one of these attempts failed."""
+        answered = self._answers - begun.answers
+        failed = self._failures - begun.failures - attempts
+        return answered >= _OTHERS_ANSWERED and failed <= _OTHERS_FAILED_SHARE * answered
 
     def _outage(self, error: CallFailed) -> Wait:
         """Shut the gate for all jobs: this call was repeated for as long as makes sense."""

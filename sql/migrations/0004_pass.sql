@@ -259,6 +259,29 @@ begin
 end
 $$;
 
+-- What a window's request was estimated at and what was billed for it, in tokens: by these the next
+-- windows are sized (fullpass.token_ratio).
+alter table fullpass.windows
+    add column if not exists model text,
+    add column if not exists estimated_tokens int,
+    add column if not exists billed_tokens int;
+create index if not exists windows_billed
+    on fullpass.windows (model, id) where billed_tokens is not null;
+
+-- How many tokens a model counts for each one estimated: by the person's own latest windows, for
+-- languages differ, else by everybody's; 1 while too few are known.
+create or replace function fullpass.token_ratio(p_user uuid, p_model text)
+returns double precision language sql stable as $$
+    select coalesce((
+        select sum(billed_tokens)::double precision / sum(estimated_tokens)
+        from (
+            select user_id, billed_tokens, estimated_tokens from fullpass.windows
+            where model = p_model and billed_tokens is not null order by id desc limit 1000
+        ) as latest
+        group by user_id = p_user having count(*) >= 10
+        order by user_id = p_user desc limit 1), 1)
+$$;
+
 -- Puts a receipt in the ledger: not fenced, since what was paid was paid (promise 2). A call that
 -- began before its person was erased leaves its cost and nothing else (promise 3).
 create or replace function fullpass.record_call(

@@ -59,19 +59,24 @@ async def windows_as_planned(url: str, user: uuid.UUID) -> list[int]:
             """
             select w.id, m.role, m.at, substr(c.content, m.start + 1, m.stop - m.start) as text
             from fullpass.windows w
-            cross join lateral unnest(w.content_hashes) as h (content_hash)
+            cross join lateral unnest(w.content_hashes) with ordinality as h (content_hash, place)
             join public.conversation_chunks c
                 on c.user_id = w.user_id and c.content_hash = h.content_hash
             join fullpass.chunk_messages m on m.chunk_id = c.id
             where w.user_id = $1 and w.parent_id is null
+            order by w.id, h.place, m.ordinal
             """,
             user,
         )
     finally:
         await connection.close()
     measured: dict[int, int] = {}
+    before: tuple[int, str] | None = None
     for row in rows:
-        text = shown(NumberedMessage(12, row["role"], row["at"], row["text"]))
+        day = f"{row['at']:%Y-%m-%d}" if row["at"] else ""
+        message = NumberedMessage(12, row["role"], row["at"], row["text"])
+        text = shown(message, day=None if before == (row["id"], day) else day)
+        before = row["id"], day
         measured[row["id"]] = measured.get(row["id"], 0) + estimate_tokens("\n" + text)
     return sorted(measured.values())
 

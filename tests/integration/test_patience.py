@@ -18,7 +18,7 @@ from daemon.errors import BadCall, CallFailed, Systemic, Wait
 from daemon.llm.caller import Caller, Scope
 from daemon.llm.ledger import Ledger
 from daemon.llm.limiter import CallLimiter
-from daemon.llm.patience import Gate, Patience
+from daemon.llm.patience import Begun, Gate, Patience
 from daemon.llm.providers import Provider, provider_from
 from daemon.llm.request import Request
 from daemon.llm.sharing import Sharing, account_of
@@ -227,24 +227,61 @@ async def test_a_server_that_fails_most_calls_is_not_asked_ever_more_often() -> 
     with pytest.raises(Wait):  # every call fails twice before it is answered: beyond the budget
         for _ in range(1_000):
             asked += 1
-            gate.pause_after(CallFailed("500"), 1, job, began=0.0)
-            gate.pause_after(CallFailed("500"), 2, job, began=0.0)
+            gate.pause_after(CallFailed("500"), 1, job, Begun(0.0))
+            gate.pause_after(CallFailed("500"), 2, job, Begun(0.0))
             gate.answered(job)
     assert 50 <= asked <= 70
     fair = Job()
     for _ in range(1_000):  # one of two fails: that is within it
-        gate.pause_after(CallFailed("500"), 1, fair, began=0.0)
+        gate.pause_after(CallFailed("500"), 1, fair, Begun(0.0))
         gate.answered(fair)
 
 
 async def test_a_call_that_alone_fails_shuts_nobody_else_out() -> None:
     gate, job, other = Gate(Patience(scale=0.0)), Job(), Job()
     for attempt in range(1, 8):
-        gate.pause_after(CallFailed("500"), attempt, job, began=0.0)
+        gate.pause_after(CallFailed("500"), attempt, job, Begun(0.0))
         gate.answered(other)
     with pytest.raises(Wait):
-        gate.pause_after(CallFailed("500"), 8, job, began=0.0)
+        gate.pause_after(CallFailed("500"), 8, job, Begun(0.0))
     gate.check()
+
+
+async def test_an_input_on_which_alone_the_server_fails_is_left_out_and_the_job_ends(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=40, facts_each=1, filler_words=30)
+    path = export.write(tmp_path / "c.json")
+    user = uuid.uuid4()
+    job = await db.fetchval(
+        "insert into processing_jobs (user_id, storage_path) values ($1, $2) returning id",
+        user, f"file://{path}",
+    )  # fmt: skip
+    poison = export.truth[7].sentence
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(fails_on=poison)
+        async with worker(
+            database_url, server.url, extraction_window_tokens=100, heartbeat_seconds=0.2
+        ):
+            await until(
+                db, "select status not in ('pending', 'processing') from processing_jobs "
+                "where id = $1", job,
+            )  # fmt: skip
+        asked = sum(call.fault == "server_error" for call in server.record.calls)
+    row = await db.fetchrow("select status, attempts from processing_jobs where id = $1", job)
+    assert tuple(row) == ("complete", 1)
+    outcomes = await db.fetch(
+        "select outcome, detail from fullpass.chunk_outcomes where user_id = $1", user
+    )
+    failed = [row["detail"] for row in outcomes if row["outcome"] == "failed"]
+    assert len(failed) == 1
+    assert "fails on this input and on no other" in failed[0]
+    found = {
+        r[0]
+        for r in await db.fetch("select statement from fullpass.facts where user_id = $1", user)
+    }
+    assert found == {p.statement for n, p in enumerate(export.truth) if n != 7}
+    assert asked >= 8
 
 
 async def test_an_outage_shuts_everybody_out_for_longer_each_time() -> None:
@@ -253,7 +290,7 @@ async def test_an_outage_shuts_everybody_out_for_longer_each_time() -> None:
     waits = []
     for _ in range(3):
         with pytest.raises(Wait) as told:
-            gate.pause_after(CallFailed("500"), 2, Job(), began=time.monotonic())
+            gate.pause_after(CallFailed("500"), 2, Job(), Begun(time.monotonic()))
         waits.append(told.value.seconds)
         with pytest.raises(Wait, match="does not answer"):
             gate.check()
@@ -265,7 +302,7 @@ async def test_an_outage_shuts_everybody_out_for_longer_each_time() -> None:
 async def test_an_absurd_retry_after_gives_the_job_back_and_is_capped() -> None:
     gate = Gate(Patience())
     with pytest.raises(Wait) as told:
-        gate.pause_after(CallFailed("429", retry_after_seconds=86_400.0), 1, Job(), began=0.0)
+        gate.pause_after(CallFailed("429", retry_after_seconds=86_400.0), 1, Job(), Begun(0.0))
     assert told.value.seconds <= 900
 
 

@@ -212,3 +212,36 @@ async def test_input_that_is_sent_stays_near_the_text_that_is_read(
     tokens = sum(c.input_tokens + c.cache_read_tokens + c.cache_write_tokens for c in sent)
     assert len(sent) > 5
     assert tokens / float(read) <= 1.15
+
+
+async def test_windows_are_sized_by_what_replies_reported_of_tokens(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=50, facts_each=1)
+    path = export.write(tmp_path / "c.json")
+
+    async def largest_window(user: uuid.UUID, server: AnthropicServer) -> int:
+        await insert_job(db, path, user)
+        await work_once(database_url, server.url, extraction_window_tokens=2_000)
+        return await db.fetchval(
+            "select max(token_count) from fullpass.windows where user_id = $1", user
+        )
+
+    with AnthropicServer(truth=export.truth) as server:
+        usual = uuid.uuid4()
+        assert 1_600 < await largest_window(usual, server) <= 2_000
+        billed = [c.input_tokens + c.cache_read_tokens + c.cache_write_tokens
+                  for c in server.record.completed() if c.purpose == "extract"]  # fmt: skip
+        noted = await db.fetch(
+            "select billed_tokens, estimated_tokens from fullpass.windows where user_id = $1", usual
+        )
+        assert sorted(billed) == sorted(row["billed_tokens"] for row in noted)
+        ratio = await db.fetchval("select fullpass.token_ratio($1, 'claude-haiku-5-5')", usual)
+        assert ratio == pytest.approx(sum(billed) / sum(row["estimated_tokens"] for row in noted))
+
+        # A model that counts half as much again, and then one whose account nobody would believe.
+        for factor, most in ((1.4, 1_430), (9.0, 1_334)):
+            await db.execute(
+                "update fullpass.windows set billed_tokens = estimated_tokens * $1::float8", factor
+            )
+            assert most * 0.75 < await largest_window(uuid.uuid4(), server) <= most

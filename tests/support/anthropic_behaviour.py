@@ -88,6 +88,8 @@ class Behaviour:
     faults: dict[Fault, float] | None = None
     """Probability of each fault, of calls with one of `fault_purposes`."""
     fault_purposes: tuple[str, ...] = ()
+    fails_on: str = ""
+    """Answer 500 to every prompt that holds this text."""
     retry_after_seconds: float | None = 1.0
     """None: the header is absent."""
     stall_seconds: float = 3_600.0

@@ -395,6 +395,8 @@ class AnthropicServer(LoopbackServer):
             reply = error_reply(status, kind, message, request_id, headers=headers)
             return reply, update(call, fault="rate_limit_enforced")
         step = self._next_step(call.purpose) or Scripted(fault=how.fault(dice, call.purpose))
+        if how.fails_on and how.fails_on in user_text(body):
+            step = Scripted(fault="server_error")
         call = update(call, fault=step.fault)
         await asyncio.sleep(
             call.latency_seconds + (how.stall_seconds if step.fault == "stall" else 0.0)

@@ -68,13 +68,17 @@ class ShownFact:
 
 
 def shown_messages(prompt: str) -> list[ShownMessage]:
-    """Every `<message n= role= date=>` block of a prompt, in order; none is an empty list."""
+    """Every `<message n= role= date=>` block of a prompt, in order; none is an empty list.
+
+    Where no date is told it is that of the block before.
+    """
     found = []
+    date = ""
     for match in _MESSAGE.finditer(prompt):
         attributes = dict(_ATTRIBUTE.findall(match[1]))
         number = attributes.get("n", "")
         if number.isdecimal():
-            role, date = attributes.get("role", "user"), attributes.get("date", "")
+            role, date = attributes.get("role", "user"), attributes.get("date", date)
             found.append(ShownMessage(int(number), role, date, match[2]))
     return found
 
