@@ -185,8 +185,7 @@ async def test_a_full_disk_makes_a_job_wait_and_costs_it_nothing(
 ) -> None:
     """A conversation too large to be held waits on disk: with none left it is not "damaged"."""
     turns = [
-        ("assistant" if n % 2 else "user", f"Turn {n}. " + "wind and rain " * 700)
-        for n in range(300)
+        ("assistant" if n else "user", f"Turn {n}. " + "wind and rain " * 700) for n in range(600)
     ]
     export = tmp_path / "export.json"
     export.write_text(json.dumps([conversation(0, turns)]), encoding="utf-8")
@@ -195,7 +194,7 @@ async def test_a_full_disk_makes_a_job_wait_and_costs_it_nothing(
     with (
         full_tmpfs(spool) if how == "full disk" else _no_file_system() as make_room,
         worker_process(
-            queue.url, None, llm_provider="offline", tmpdir=spool, memory_limit_mb=90
+            queue.url, None, llm_provider="offline", tmpdir=spool, memory_limit_mb=100
         ) as worker,
     ):
         if how == "file size limit":
