@@ -18,7 +18,7 @@ OUTPUT_TOKENS_PER_SECOND = 100
 
 NEWEST = 60
 """So many calls tell what the next one will take: a provider is not as quick all day."""
-_BELIEF = 0.5
+_BELIEF = 0.1
 """How far the supposed seconds of a token may be off, as a share of them."""
 
 
@@ -74,8 +74,8 @@ def _slope(tokens: list[float], seconds: list[float], *, supposed: float) -> flo
     """Return the seconds of one more token.
 
     Replies of much the same length say little about longer ones, so the fitted slope and the one
-    that is supposed count by how sure each is; the latter may well be half as much again as it
-    should, or half of it.
+    that is supposed count by how sure each is; the latter may well be a tenth more than it
+    should, or less, so that it takes many lengths to say otherwise.
     """
     mean_tokens, mean_seconds = fmean(tokens), fmean(seconds)
     variance = fmean((t - mean_tokens) ** 2 for t in tokens)
