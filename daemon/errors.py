@@ -16,11 +16,14 @@
     ├── Stop                the job is no longer ours to work on
     │   ├── LeaseLost       another worker may hold it: write nothing more
     │   └── Cancelled       the person asked to stop; keep what there is
-    └── CallError           one model call; handled where calls are made, never ends a job itself
-        ├── CallFailed      it failed in passing: repeat it after a back-off
-        │   └── Throttled   the server asks for fewer calls (llm/rate_limits.py: it carries limits)
-        ├── BadCall         it cannot succeed with this input: change the input
-        └── UselessReply    it was answered, and paid, but the reply cannot be used: ask again
+    ├── CallError           one model call; handled where calls are made, never ends a job itself
+    │   ├── CallFailed      it failed in passing: repeat it after a back-off
+    │   │   └── Throttled   the server asks for fewer calls (llm/rate_limits.py: it carries limits)
+    │   ├── BadCall         it cannot succeed with this input: change the input
+    │   └── UselessReply    it was answered, and paid, but the reply cannot be used: ask again
+    └── NotTold             a message to the outside did not arrive; the outbox sends it again
+        ├── NeverTold       it cannot arrive: let it go and say so
+        └── AddressGone     its receiver wants nothing more: send nothing there
 
 Messages are one line, name the place and the remedy, and never hold a secret or conversation text
 (promise 11).
@@ -132,3 +135,15 @@ class BadCall(CallError):
 
 class UselessReply(CallError):
     """An answered and paid call whose reply cannot be used; the message says what was wrong."""
+
+
+class NotTold(FullpassError):
+    """A webhook or mail did not arrive; says why without naming an address (promise 11)."""
+
+
+class NeverTold(NotTold):
+    """This message cannot arrive, however often it is sent."""
+
+
+class AddressGone(NotTold):
+    """The receiver answered that it is gone for good (410)."""

@@ -39,6 +39,8 @@ _MASK = "***"
 _POSTGRES = ("postgres", "postgresql")
 _WEB = ("http", "https")
 _MAIL = ("smtp", "smtps")
+_SIGNING = "whsec_"
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
 
 
@@ -134,6 +136,8 @@ class Settings(BaseSettings):
     notify_webhook_secret: SecretStr | None = None
     smtp_url: str | None = None
     email_from: str | None = None
+    email_templates: Path | None = None
+    """A folder with completed.txt and completed.html instead of the bundled ones."""
     log_format: LogFormat | None = None
     """None: json when the log's stream is no terminal, else console."""
     log_level: LogLevel = "INFO"
@@ -141,6 +145,8 @@ class Settings(BaseSettings):
     otel_exporter_otlp_endpoint: str | None = None
     """A collector that takes OTLP over HTTP; spans go to its /v1/traces."""
     sentry_dsn: SecretStr | None = None
+    dashboard_token: SecretStr | None = None
+    """What a visitor of `fullpass dashboard` must show; asked for on any address but loopback."""
 
     @model_validator(mode="before")
     @classmethod
@@ -222,6 +228,23 @@ class Settings(BaseSettings):
     def _web_url(cls, value: str | None) -> str | None:
         return _checked_url(value, _WEB, "https://host/path")
 
+    @field_validator("notify_webhook_secret")
+    @classmethod
+    def _signing_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        secret = "" if value is None else value.get_secret_value()
+        prefix, key = secret[: len(_SIGNING)], secret[len(_SIGNING) :].rstrip("=")
+        known = prefix == _SIGNING and re.fullmatch(r"[A-Za-z0-9+/]{32,}", key)
+        if value is not None and (not known or len(key) % 4 == 1):
+            raise ValueError(f"must be {_SIGNING} and at least 24 bytes in base64")
+        return value
+
+    @field_validator("email_from")
+    @classmethod
+    def _sender(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[^<>@\r\n]*<?[^<>@\s]+@[^<>@\s]+>?", value):
+            raise ValueError("must look like Name <name@domain>, or an address alone")
+        return value
+
     @field_validator("smtp_url")
     @classmethod
     def _mail_url(cls, value: str | None) -> str | None:
@@ -241,6 +264,14 @@ class Settings(BaseSettings):
             breaches.append("AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY: need each other")
         if self.chunk_overlap_tokens * 2 > self.medium_chunk_tokens:
             breaches.append("CHUNK_OVERLAP_TOKENS: must be at most half of MEDIUM_CHUNK_TOKENS")
+        for name in ("alert_webhook", "notify_webhook"):
+            parts = urlsplit(getattr(self, name) or "")
+            if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+                breaches.append(f"{name.upper()}: must be https:// (http:// on this machine only)")
+        if self.notify_webhook is not None and self.notify_webhook_secret is None:
+            breaches.append("NOTIFY_WEBHOOK: needs NOTIFY_WEBHOOK_SECRET, which signs it")
+        if self.smtp_url is not None and self.email_from is None:
+            breaches.append("SMTP_URL: needs EMAIL_FROM, the address that mail comes from")
         if breaches:
             raise ValueError("\n".join(breaches))
         return self

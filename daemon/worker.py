@@ -41,9 +41,9 @@ from daemon.llm.sharing import Sharing, account_of
 from daemon.logs import bind_job, get_logger
 from daemon.memory_gauge import Gauge, allowed_calls, peak_rss_bytes, read_gauge
 from daemon.ops.doctor import at_start
+from daemon.ops.telling import Teller
 from daemon.ops.vital_signs import Attended, VitalSigns
 from daemon.queue import jobs
-from daemon.queue.backoff import Backoff
 from daemon.queue.ending import Endings, Tally
 from daemon.queue.heartbeat import Heartbeat
 from daemon.queue.housekeeping import keep_house
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from daemon.fullpass.chunks import Tier
     from daemon.llm.batches import Batches
     from daemon.llm.patience import Patience
+    from daemon.ops.alerts import Alarm
     from daemon.queue.jobs import Job
     from daemon.settings import Settings
 
@@ -76,7 +77,7 @@ _ROOM_FOR_A_JOB_BYTES = 96 * 1024 * 1024
 _REREAD_SECONDS = 0.2
 _MEND_SECONDS = 3600.0
 _LATE_SECONDS = 2.0
-_COMMANDS_TO_BE_STUCK = 5
+_STUCK_COMMANDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,6 @@ class _Serving:
     pool: Pool
     wakeup: Wakeup
     heartbeat: Heartbeat
-    pulse: Pulse
     endings: Endings
     caller: Caller
     tiers: tuple[Tier, ...]
@@ -121,12 +121,14 @@ class Worker:
         self._running: dict[asyncio.Task[None], Lease] = {}
         self._shutdown = Shutdown()
         self._draining = self._shutdown.asked
-        self._pausing = Pausing()
+        # A worker of one job only is a person's `fullpass run`: they see how it ends.
+        self._teller = Teller(settings, worker_id=self.worker_id, silent=only is not None)
+        self._pausing = Pausing(self._teller.alarm)
         self._mend_at = 0.0
         self._gauge: Gauge = read_gauge(memory_limit_mb=settings.memory_limit_mb)
         self._gauge_read_at = time.monotonic()
         self._process = psutil.Process()
-        # A command that takes longer than a lease has lost its purpose.
+        # What takes longer than a lease has lost its purpose.
         self._command_seconds = min(60.0, max(5.0, settings.lease_seconds))
         self.signs = VitalSigns(settings, vitals=self._vitals)
         # Built here, so that a missing key or a wrong provider ends the command before any claim.
@@ -134,6 +136,11 @@ class Worker:
         self._limiter = CallLimiter(
             ceiling=settings.fact_extraction_concurrency, allowed=self._allowed_calls
         )
+
+    @property
+    def alarm(self) -> Alarm:
+        """Who is told of what stops this worker, also before it serves."""
+        return self._teller.alarm
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -146,7 +153,8 @@ class Worker:
                 return self.tally
             try:
                 accepted = await self._patiently(lambda: accepted_tiers(pool))
-                if accepted is not None:
+                opened = await self._patiently(lambda: self._teller.open(pool))
+                if accepted is not None and opened:
                     await self._serve_with(pool, accepted, once=once)
             finally:
                 with suppress(TimeoutError):
@@ -167,7 +175,7 @@ class Worker:
         listen_url = settings.database_listen_url or (
             None if is_transaction_pooler(self._url) else self._url
         )
-        pulse = Pulse(patience_seconds=_COMMANDS_TO_BE_STUCK * self._command_seconds)
+        pulse = self._pulse = Pulse(patience_seconds=_STUCK_COMMANDS * self._command_seconds)
         echo = LoopEcho(asyncio.get_running_loop())
         heartbeat = Heartbeat(
             self._url,
@@ -189,7 +197,6 @@ class Worker:
                 pool=pool,
             ),
             heartbeat=heartbeat,
-            pulse=pulse,
             endings=Endings(
                 pool,
                 worker_id=self.worker_id,
@@ -218,6 +225,7 @@ class Worker:
         if serving.batches is not None:
             beside.append(asyncio.create_task(serving.batches.keep_tending()))
         beside.append(asyncio.create_task(at_start(None if once else pool, settings)))
+        self._teller.start()
         heartbeat.start()
         self.signs.attend(Attended(heartbeat, pulse, echo, serving.wakeup, pool))
         _log.info(
@@ -231,18 +239,17 @@ class Worker:
             await self._drain()
             for task in beside:
                 task.cancel()
+            await self._teller.finish(seconds=15.0 if once else 1.0)
             closing = sharing.close(), asyncio.to_thread(heartbeat.stop), serving.wakeup.close()
             await asyncio.wait([asyncio.ensure_future(c) for c in closing], timeout=1.0)
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T | None:
         """Call until the database is there, however long it takes; None when drained first."""
-        backoff = Backoff(first_seconds=0.5)
         while not self._draining.is_set():
             try:
                 return await call()
             except OutOfReach as error:
-                pause = backoff.next_seconds()
-                _log.warning("worker.waiting", waits_for=str(error), seconds=round(pause, 1))
+                pause = self._pausing.lost_the_queue(error)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self._draining.wait()
@@ -253,7 +260,7 @@ class Worker:
         pausing = self._pausing
         while not self._draining.is_set():
             pause: float | None = None
-            serving.pulse.expect(0.0)
+            self._pulse.expect(0.0)
             serving.heartbeat.require()
             try:
                 await self._claim_all(serving)
@@ -269,7 +276,7 @@ class Worker:
                 pause = pausing.lost_the_queue(error)
             if pausing.troubled:
                 pause = max(0.05, pausing.seconds_left)
-            serving.pulse.expect(self._settings.poll_interval_seconds if pause is None else pause)
+            self._pulse.expect(self._settings.poll_interval_seconds if pause is None else pause)
             await serving.wakeup.wait(seconds=pause)
 
     async def _claim_all(self, serving: _Serving) -> None:
@@ -312,6 +319,7 @@ class Worker:
             serving.heartbeat.remove(lease)
             self._running.pop(done, None)
             serving.wakeup.wake()
+            self._teller.wake()
 
         task.add_done_callback(ended)
 
@@ -364,7 +372,7 @@ class Worker:
             try:
                 with span(
                     "full_pass", job_id=str(job.id), user_id=str(job.user_id),
-                    attempt=job.attempt, worker_id=self.worker_id,
+                    attempt=job.attempt,
                 ):  # fmt: skip
                     result, cost = await self._run_pass(work)
             except asyncio.CancelledError:

@@ -105,6 +105,10 @@ class Meter:
         self._asked += 1
         return int(count) - asked
 
+    async def close(self) -> None:
+        """Let go of the connection."""
+        await self._db.close()
+
     async def _calls(self) -> int:
         return int(
             await self._db.fetchval(

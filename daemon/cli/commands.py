@@ -272,6 +272,39 @@ def status(
     return show_status(job=job, user=user, facts=facts, watch=watch, as_json=as_json)
 
 
+@fullpass.command(
+    epilog="""
+\b
+Examples:
+  fullpass dashboard
+  fullpass dashboard --port 9000
+  DASHBOARD_TOKEN=… fullpass dashboard --host 0.0.0.0 --allow-host jobs.example.org
+""",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any free."
+)
+@click.option(
+    "--token",
+    help="What a visitor must show; better set as DASHBOARD_TOKEN, which a list of processes does "
+    "not show.",
+)
+@click.option(
+    "--allow-host", "allow_hosts", multiple=True, metavar="NAME",
+    help="A name under which it is asked for, such as a proxy's; addresses always are.",
+)  # fmt: skip
+def dashboard(host: str, port: int, token: str | None, allow_hosts: tuple[str, ...]) -> int:
+    """Serve a read-only page on the queue, its workers, costs and each job.
+
+    On this machine alone, or on another address behind a token. It shows what `fullpass status`
+    shows and never a word of a conversation. Needs the extra: pip install 'fullpass[dashboard]'.
+    """
+    from daemon.cli.dashboard.serve import serve_dashboard
+
+    return serve_dashboard(host=host, port=port, token=token, allow_hosts=allow_hosts)
+
+
 @fullpass.command(epilog="\b\nExample:\n  fullpass cancel 0b9d3c1e-…")
 @_job
 def cancel(job: UUID) -> int:

@@ -1,20 +1,18 @@
 """The report of a pass as one HTML page: `fullpass run --html`, `fullpass status JOB --html FILE`.
 
 A file that opens anywhere: no network, no script, light and dark, readable by ear and by keyboard.
-All that comes from an export or a model is text here: it passes through `_said`, which escapes it
-and takes the characters that turn the direction of what follows. The page's own policy forbids
-scripts and loading besides. What is said comes from
-`results.Results`.
+All that comes from an export or a model is text here (`markup.said`), and the page's own policy
+forbids scripts and loading besides. What is said comes from `results.Results`.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Protocol
 
+from daemon.cli.markup import plain_text, said
 from daemon.ops.status import CATEGORIES
 
 if TYPE_CHECKING:
@@ -31,8 +29,6 @@ _MOST_FACTS = 2_000
 _MOST_QUOTES = 5
 _MOST_EARLIER = 50
 _MOST_CHANGES = 500
-# Invisible characters that reorder or hide text around them.
-_TURNS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 
 
 class Told(Protocol):
@@ -80,19 +76,10 @@ def page(results: Told) -> str:
         f"<header><h1>What fullpass knows</h1>{_headline(report)}</header>\n"
         f'<nav aria-label="Parts of this page">{nav}</nav>\n'
         f'<main id="main">\n{body}</main>\n'
-        f"<footer><p>fullpass {_said(report['versions']['fullpass'])}, job "
-        f"{_said(report['job_id'])}. Every fact quotes the message it comes from.</p></footer>\n"
+        f"<footer><p>fullpass {said(report['versions']['fullpass'])}, job "
+        f"{said(report['job_id'])}. Every fact quotes the message it comes from.</p></footer>\n"
         "</body>\n</html>\n"
     )
-
-
-def _said(text: object) -> str:
-    """Return text of anybody's as text of the page, its direction its own."""
-    return f'<bdi lang="">{_plain(text)}</bdi>'
-
-
-def _plain(text: object) -> str:
-    return escape(_TURNS.sub("", str(text)))
 
 
 def _anchor(fact_id: str) -> str:
@@ -100,7 +87,9 @@ def _anchor(fact_id: str) -> str:
 
 
 def _day(at: str | None) -> str:
-    return f'<time datetime="{_plain(at[:10])}">{_plain(at[:10])}</time>' if at else "undated"
+    return (
+        f'<time datetime="{plain_text(at[:10])}">{plain_text(at[:10])}</time>' if at else "undated"
+    )
 
 
 def _headline(report: dict[str, Any]) -> str:
@@ -115,8 +104,8 @@ def _headline(report: dict[str, Any]) -> str:
         (_usd(cost), f"for {cost['calls']:,} calls"),
     ]
     cards = "".join(f"<div><dd>{value}</dd><dt>{name}</dt></div>" for value, name in figures)
-    why = f"<p>{_said(report['why'])}</p>" if report["status"] != "complete" else ""
-    none = f"<p>{_said(report['why_no_facts'])}</p>" if report["why_no_facts"] else ""
+    why = f"<p>{said(report['why'])}</p>" if report["status"] != "complete" else ""
+    none = f"<p>{said(report['why_no_facts'])}</p>" if report["why_no_facts"] else ""
     return f'<dl class="figures">{cards}</dl>{why}{none}'
 
 
@@ -143,11 +132,11 @@ def _memory(markdown: str, by_id: dict[str, Fact]) -> str:
                 for n, i in enumerate(ids, start=1)
                 if f"f-{i}" in known
             )
-            out.append(f"<li>{_said(_CITED.sub('', line[2:]))} {links}</li>")
+            out.append(f"<li>{said(_CITED.sub('', line[2:]))} {links}</li>")
         elif line.startswith("## "):
-            out.append(f"<h3>{_said(line[3:])}</h3>")
+            out.append(f"<h3>{said(line[3:])}</h3>")
         elif line.strip():
-            out.append(f"<p>{_said(line)}</p>")
+            out.append(f"<p>{said(line)}</p>")
     return "".join([*out, "</ul>" if listed else ""]) or "<p>There is no MEMORY yet.</p>"
 
 
@@ -184,16 +173,16 @@ def _fact(fact: Fact, earlier: list[Fact]) -> str:
     history = ""
     if earlier:
         rows = "".join(
-            f'<li id="{_anchor(f["id"])}"><s>{_said(f["statement"])}</s> '
+            f'<li id="{_anchor(f["id"])}"><s>{said(f["statement"])}</s> '
             f"<small>{_day(f['observed_at'])}</small>{_evidence(f)}</li>"
             for f in earlier[:_MOST_EARLIER]
         )
         rows += _more(len(earlier) - _MOST_EARLIER, "earlier answers", "li")
         history = f"<p class='before'>Before:</p><ul class='before'>{rows}</ul>"
-    sure = "" if fact["confidence"] == "high" else f", {_plain(fact['confidence'])} confidence"
+    sure = "" if fact["confidence"] == "high" else f", {plain_text(fact['confidence'])} confidence"
     return (
-        f'<article id="{_anchor(fact["id"])}"><h3>{_said(fact["statement"])}</h3>'
-        f"<small>{_day(fact['observed_at'])}, {_plain(fact['source'])}{sure}</small>"
+        f'<article id="{_anchor(fact["id"])}"><h3>{said(fact["statement"])}</h3>'
+        f"<small>{_day(fact['observed_at'])}, {plain_text(fact['source'])}{sure}</small>"
         f"{_evidence(fact)}{history}</article>\n"
     )
 
@@ -204,9 +193,9 @@ def _evidence(fact: Fact) -> str:
         return ""
     newest = pieces[-_MOST_QUOTES:][::-1]
     quotes = "".join(
-        f"<li><q>{_said(' '.join(str(e.get('quote', '')).split()))}</q> "
-        f"<small>{_day(e.get('at'))}, conversation {_said(e.get('conversation_id'))}, "
-        f"message {_said(e.get('message_id'))}</small></li>"
+        f"<li><q>{said(' '.join(str(e.get('quote', '')).split()))}</q> "
+        f"<small>{_day(e.get('at'))}, conversation {said(e.get('conversation_id'))}, "
+        f"message {said(e.get('message_id'))}</small></li>"
         for e in newest
     )
     quotes += _more(len(pieces) - len(newest), "quotes", "li")
@@ -221,8 +210,8 @@ def _changes(facts: list[Fact], by_id: dict[str, Fact]) -> str:
         return "<p>Nothing that was said has been replaced by something newer.</p>"
     changed.sort(key=lambda pair: pair[0]["observed_at"] or "", reverse=True)
     rows = "".join(
-        f"<tr><td>{_day(new['observed_at'])}</td><td><s>{_said(old['statement'])}</s></td>"
-        f'<td><a href="#{_anchor(new["id"])}">{_said(new["statement"])}</a></td></tr>'
+        f"<tr><td>{_day(new['observed_at'])}</td><td><s>{said(old['statement'])}</s></td>"
+        f'<td><a href="#{_anchor(new["id"])}">{said(new["statement"])}</a></td></tr>'
         for new, old in changed[:_MOST_CHANGES]
     )
     return (
@@ -245,7 +234,7 @@ def _timeline(facts: list[Fact]) -> str:
         return "<p>There are no facts yet.</p>"
     most = max(first.values())
     rows = "".join(
-        f'<tr><th scope="row">{_plain(month)}</th><td>{count}</td><td>{holding[month]}</td>'
+        f'<tr><th scope="row">{plain_text(month)}</th><td>{count}</td><td>{holding[month]}</td>'
         f'<td aria-hidden="true"><i style="width:{100 * count / most:.0f}%">'
         f'<b style="width:{100 * holding[month] / count:.0f}%"></b></i></td></tr>'
         for month, count in sorted(first.items())
@@ -287,8 +276,7 @@ def _coverage(report: dict[str, Any]) -> str:
     if sections and not sections.get("saved"):
         rows.append(("Sections not renewed", str(sections.get("detail") or "no reason noted")))
     cells = "".join(
-        f'<tr><th scope="row">{_said(name)}</th><td>{_said(value)}</td></tr>'
-        for name, value in rows
+        f'<tr><th scope="row">{said(name)}</th><td>{said(value)}</td></tr>' for name, value in rows
     )
     return f"<table><caption>Every piece is accounted for.</caption><tbody>{cells}</tbody></table>"
 
@@ -297,7 +285,7 @@ def _cost(cost: dict[str, Any]) -> str:
     if not cost["calls"]:
         return "<p>No model was called.</p>"
     rows = "".join(
-        f'<tr><th scope="row">{_said(purpose)}</th><td>{n["calls"]:,}</td>'
+        f'<tr><th scope="row">{said(purpose)}</th><td>{n["calls"]:,}</td>'
         f"<td>{n['input_tokens']:,}</td><td>{n['output_tokens']:,}</td><td>{_usd(n)}</td></tr>"
         for purpose, n in [*cost["by_purpose"].items(), ("in all", cost)]
     )

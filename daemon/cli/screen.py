@@ -34,7 +34,7 @@ def overview_screen(console: Console, account: Account) -> None:
     _heading(console, "Queue")
     line = f"{queue['processing']} running · {queue['due']} due · {queue['later']} later"
     if queue["oldest_due_seconds"] is not None:
-        line += f" · oldest due for {_span(queue['oldest_due_seconds'])}"
+        line += f" · oldest due for {span(queue['oldest_due_seconds'])}"
     aligned(console, "  ", line)
     for job in account["waiting"]:
         aligned(console, "  waiting  ", f"{job['id']}")
@@ -58,7 +58,7 @@ def overview_screen(console: Console, account: Account) -> None:
     aligned(console, "  ", f"{ended} · {day['cancelled']:,} cancelled")
     aligned(console, "  ", f"{spend} · ${day['cost_usd_30_days']:.2f} in 30 days")
     for job in day["failures"][:_LISTED]:
-        aligned(console, "  failed   ", f"{job['id']}  {_clock(job['completed_at'])}", style="red")
+        aligned(console, "  failed   ", f"{job['id']}  {clock(job['completed_at'])}", style="red")
         aligned(console, "           ", job["error"] or "no reason noted")
 
 
@@ -71,11 +71,11 @@ def job_screen(console: Console, job: Account) -> None:
         markup=False,
     )
     if job["seconds_left"]:
-        aligned(console, " " * (_BAR_CELLS + 9), f"about {_span(job['seconds_left'])} left")
+        aligned(console, " " * (_BAR_CELLS + 9), f"about {span(job['seconds_left'])} left")
     console.print()
     aligned(console, "", job["why"])
     console.print()
-    for label, value in _facts_of_job(job):
+    for label, value in facts_of_job(job):
         aligned(console, f"{label:<{_LABEL_CELLS}}", value)
     _timeline(console, job["events"])
 
@@ -114,7 +114,7 @@ def _fact(console: Console, fact: Account, by_id: dict[str, Account]) -> None:
             console.print(f"      {name} {place}", style="dim", markup=False, soft_wrap=True)
 
 
-def _facts_of_job(job: Account) -> list[tuple[str, str]]:
+def facts_of_job(job: Account) -> list[tuple[str, str]]:
     """Give the lines between a job's sentence and its timeline, each with its label."""
     lines: list[tuple[str, str]] = []
 
@@ -138,7 +138,7 @@ def _facts_of_job(job: Account) -> list[tuple[str, str]]:
         add("Facts", f"{facts['current']:,} current ({kinds})")
         add("", f"{facts['superseded']:,} superseded, {facts['unverified']:,} not believed")
     if job["memory"] is not None:
-        saved = f"written by {job['memory']['writer']} at {_clock(job['memory']['saved_at'])}"
+        saved = f"written by {job['memory']['writer']} at {clock(job['memory']['saved_at'])}"
         add("Memory", f"{saved}; sections {'saved' if job['sections']['saved'] else 'not renewed'}")
     if cost["calls"]:
         by_purpose = ", ".join(f"{n['calls']} {name}" for name, n in cost["by_purpose"].items())
@@ -150,7 +150,7 @@ def _facts_of_job(job: Account) -> list[tuple[str, str]]:
         add("" if cost["calls"] else "Cost", saved)
     if job["batches"]["out"]:
         out = f"{job['batches']['out']} out with {job['batches']['windows']:,} windows"
-        add("Batches", f"{out}, since {_clock(job['batches']['since'])}")
+        add("Batches", f"{out}, since {clock(job['batches']['since'])}")
     used = f"{job['attempts']} of {job['max_attempts'] or 5}, {job['crashes']} crashes"
     add("Attempts", f"{used}, lease epoch {job['lease_epoch']}")
     profile = job["profile"]
@@ -165,19 +165,22 @@ def _timeline(console: Console, events: list[Account]) -> None:
     if not events:
         return
     _heading(console, "Timeline (UTC)")
-    for event in _without_vain_looks(events):
-        data = event["data"] or {}
-        told = ", ".join(
-            f"{name.replace('_', ' ')} {_short(value)}" for name, value in data.items()
-        )
-        step = event["step"] if event["event"].startswith("step.") else ""
-        if event["event"] == "claimed":
-            told = f"attempt {event['attempt']} by {event['worker_id']}"
-        what = f"  {_clock(event['at'])}  {event['event']:<{_EVENT_CELLS}}  "
-        aligned(console, what, " ".join(filter(None, (step, told))))
+    for event in without_vain_looks(events):
+        what = f"  {clock(event['at'])}  {event['event']:<{_EVENT_CELLS}}  "
+        aligned(console, what, told_of(event))
 
 
-def _without_vain_looks(events: list[Account]) -> list[Account]:
+def told_of(event: Account) -> str:
+    """Say what an event of the timeline tells beside its name: its step, its figures."""
+    if event["event"] == "claimed":
+        return f"attempt {event['attempt']} by {event['worker_id']}"
+    data = event["data"] or {}
+    told = ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in data.items())
+    step = event["step"] if event["event"].startswith("step.") else ""
+    return " ".join(filter(None, (step, told)))
+
+
+def without_vain_looks(events: list[Account]) -> list[Account]:
     """Leave out looks that changed nothing: claims after which a job waits for just the same."""
     kept: list[Account] = []
     for event in events:
@@ -208,9 +211,9 @@ def _running(console: Console, job: Account) -> None:
     to_read = job["chunks_read"] + job["chunks_unread"]
     if job["step"] == "extract_facts" and to_read:
         told.append(f"{job['chunks_read']:,} of {to_read:,} chunks")
-    told.append(f"for {_span(job['age_seconds'])}")
+    told.append(f"for {span(job['age_seconds'])}")
     if job["seconds_left"]:
-        told.append(f"about {_span(job['seconds_left'])} left")
+        told.append(f"about {span(job['seconds_left'])} left")
     told.append(f"${job['cost_usd']:.4f}")
     aligned(console, f"  {'':<{_BAR_CELLS}}        ", " · ".join(told))
     if job["lease_left_seconds"] is not None and job["lease_left_seconds"] < 0:
@@ -225,7 +228,7 @@ def _stuck(console: Console, jobs: list[Account], of_all: int) -> None:
     for (reason, remedy), job in list(reversed(kinds.items()))[:_LISTED]:
         alike = sum(j["reason"] == reason for j in jobs) - 1
         more = f", and {alike} more" if alike else ""
-        aligned(console, "  ", f"{job['job_id']}  for {_span(job['seconds'])}{more}")
+        aligned(console, "  ", f"{job['job_id']}  for {span(job['seconds'])}{more}")
         aligned(console, "    ", f"{reason}; {remedy}")
 
 
@@ -235,7 +238,7 @@ def _worker(console: Console, worker: Account) -> None:
         memory = f"{worker['rss_bytes'] >> 20} MB"
         if worker["memory_limit_bytes"]:
             memory += f" of {worker['memory_limit_bytes'] >> 20}"
-    beat = _span(worker["beat_age_seconds"])
+    beat = span(worker["beat_age_seconds"])
     calls = f"calls {worker['llm_in_flight'] or 0} of {worker['llm_limit'] or 0}"
     if worker["llm_held_by"] in {"memory", "rate"}:
         calls += f", held by {worker['llm_held_by']}"
@@ -259,7 +262,8 @@ def _bar(percent: int) -> str:
     return "█" * filled + "░" * (_BAR_CELLS - filled)
 
 
-def _span(seconds: float | None) -> str:
+def span(seconds: float | None) -> str:
+    """Say how long in its two largest units."""
     if seconds is None:
         return "?"
     seconds = max(0, int(seconds))
@@ -270,7 +274,8 @@ def _span(seconds: float | None) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
 
 
-def _clock(at: str | None) -> str:
+def clock(at: str | None) -> str:
+    """Return the time of day with its date, to the second."""
     return "?" if at is None else f"{datetime.fromisoformat(at):%Y-%m-%d %H:%M:%S}"
 
 

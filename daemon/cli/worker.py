@@ -26,6 +26,7 @@ from daemon.ops.telemetry import telemetry
 from daemon.worker import Worker
 
 if TYPE_CHECKING:
+    from daemon.ops.alerts import Alarm
     from daemon.worker import Tally
 
 _log = get_logger()
@@ -60,7 +61,7 @@ def import_everything() -> None:
 
 
 async def _serve(worker: Worker, url: str, *, once: bool) -> tuple[Tally, list[dict[str, Any]]]:
-    await _schema_ready(url, patient=not once)
+    await _schema_ready(url, patient=not once, alarm=worker.alarm)
     tally = await worker.run(once=once)
     if not once:
         return tally, []
@@ -68,7 +69,7 @@ async def _serve(worker: Worker, url: str, *, once: bool) -> tuple[Tally, list[d
         return tally, await due_jobs(connection)
 
 
-async def _schema_ready(url: str, *, patient: bool) -> None:
+async def _schema_ready(url: str, *, patient: bool, alarm: Alarm) -> None:
     """Require the schema; a daemon waits for a database that is not up yet, `--once` does not."""
     pause = 0.5
     while True:
@@ -80,6 +81,7 @@ async def _schema_ready(url: str, *, patient: bool) -> None:
             if not patient:
                 raise
             _log.warning("worker.waiting", waits_for=str(error), seconds=pause)
+            alarm.out_of_reach(str(error))
             await asyncio.sleep(pause)
             pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause)
         else:

@@ -17,49 +17,11 @@ _SHOWN = 20
 _POOR_SUCCESS = 0.9
 """Below this share of passes that succeed, something is wrong that is not one export's fault."""
 
-_QUEUE = """
-select (select count(*) from public.processing_jobs where status = 'pending') as pending,
-       d.due, d.oldest_due_seconds,
-       (select count(*) from public.processing_jobs
-        where status = 'pending' and run_at > now()) as later,
-       (select count(*) from public.processing_jobs where status = 'processing') as processing,
-       (select count(*) from fullpass.ops_stuck) as stuck
-from (
-    select count(*) as due, extract(epoch from now() - min(run_at))::float8 as oldest_due_seconds
-    from public.processing_jobs
-    where status = 'pending' and coalesce(run_at, '-infinity') <= now()
-) as d
-"""
-_WAITING = """
-select j.id, j.storage_path, p.waiting_for, p.waiting_since,
-       case when isfinite(j.run_at) then j.run_at end as run_at
-from public.processing_jobs j join fullpass.passes p on p.job_id = j.id
-where j.status = 'pending' and p.waiting_for is not null
-order by p.waiting_since limit 10
-"""
-_DAY = """
-select count(*) filter (where status = 'complete') as complete,
-       count(*) filter (where status = 'failed') as failed,
-       count(*) filter (where status = 'cancelled') as cancelled
-from public.processing_jobs where completed_at > now() - interval '24 hours'
-"""
-_FAILURES = """
-select id, storage_path, error_message as error, completed_at
-from public.processing_jobs
-where status = 'failed' and completed_at > now() - interval '24 hours'
-order by completed_at desc limit 10
-"""
-# By whole hours: the last 24 of them, and the one that is running.
-_SPEND = """
-select coalesce(sum(calls) filter (where hour > now() - interval '25 hours'), 0)::bigint as calls,
-       coalesce(sum(cost_usd) filter (where hour > now() - interval '25 hours'), 0)::float8
-           as cost_usd,
-       coalesce(sum(unpriced_calls) filter (where hour > now() - interval '25 hours'), 0)::bigint
-           as calls_of_unknown_price,
-       coalesce(sum(cost_usd), 0)::float8 as cost_usd_30_days
-from fullpass.hourly_costs
-where hour >= date_trunc('day', now(), 'UTC') - interval '29 days'
-"""
+_QUEUE = ("pending", "due", "oldest_due_seconds", "later", "processing", "stuck")
+_DAY = (
+    "complete", "failed", "cancelled", "calls", "cost_usd", "calls_of_unknown_price",
+    "cost_usd_30_days",
+)  # fmt: skip
 
 
 async def due_jobs(connection: Connection, *, limit: int = 100) -> list[dict[str, Any]]:
@@ -84,8 +46,9 @@ async def overview(connection: Connection) -> dict[str, Any]:
         return [dict(row) for row in await connection.fetch(query)]
 
     async with connection.transaction(isolation="repeatable_read", readonly=True):
+        (now,) = await rows("select * from fullpass.ops_now")
         document: dict[str, Any] = {
-            "queue": (await rows(_QUEUE))[0],
+            "queue": {name: now[name] for name in _QUEUE},
             "running": await rows(
                 "select * from fullpass.ops_running order by age_seconds desc nulls last "
                 f"limit {_SHOWN}"
@@ -93,15 +56,20 @@ async def overview(connection: Connection) -> dict[str, Any]:
             "stuck": await rows(
                 f"select * from fullpass.ops_stuck order by seconds desc nulls last limit {_SHOWN}"
             ),
-            "waiting": await rows(_WAITING),
+            "waiting": await rows(
+                "select job_id as id, storage_path, waiting_for, waiting_since, run_at "
+                "from fullpass.ops_waiting limit 10"
+            ),
             "workers": await rows(
                 "select * from fullpass.ops_workers where beat_age_seconds < 600 "
                 f"order by alive desc, started_at desc limit {_SHOWN}"
             ),
             "last_24_hours": {
-                **(await rows(_DAY))[0],
-                **(await rows(_SPEND))[0],
-                "failures": await rows(_FAILURES),
+                **{name: now[name] for name in _DAY},
+                "failures": await rows(
+                    "select job_id as id, storage_path, error, completed_at "
+                    "from fullpass.ops_ended where status = 'failed' limit 10"
+                ),
             },
         }
     healthy, verdict = _verdict(document)

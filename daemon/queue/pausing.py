@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from daemon.logs import get_logger, masked
 from daemon.queue.backoff import Backoff
@@ -19,12 +19,22 @@ if TYPE_CHECKING:
 _log = get_logger()
 
 _LONGEST_PAUSE_SECONDS = 300.0
+_SOON_OVER_SECONDS = 30.0
+
+
+class Alarm(Protocol):
+    """Who is told of what stops a worker."""
+
+    def stopped(self, trouble: str) -> None: ...  # noqa: D102
+    def out_of_reach(self, trouble: str) -> None: ...  # noqa: D102
+    def reached(self) -> None: ...  # noqa: D102
 
 
 class Pausing:
     """Pauses for all jobs of a worker; each is taken once, however many jobs meet the trouble."""
 
-    def __init__(self) -> None:
+    def __init__(self, alarm: Alarm) -> None:
+        self._alarm = alarm
         self._until = 0.0
         self._count = 0
         self._trouble: str | None = None
@@ -56,6 +66,8 @@ class Pausing:
         self._until = time.monotonic() + seconds * random.uniform(0.9, 1.1)
         self._trouble = masked(str(error))
         _log.error("worker.paused", alert=True, waits_for=self._trouble, seconds=round(seconds, 1))
+        if self._count > 1 or error.seconds >= _SOON_OVER_SECONDS:
+            self._alarm.stopped(self._trouble)
 
     def try_again(self) -> None:
         """Call the pause over once its time is up, whatever the next job will meet."""
@@ -72,6 +84,7 @@ class Pausing:
         self._out_of_reach = masked(str(error))
         seconds = self._backoff.next_seconds()
         _log.warning("worker.waiting", waits_for=self._out_of_reach, seconds=round(seconds, 1))
+        self._alarm.out_of_reach(self._out_of_reach)
         return seconds
 
     def reached_the_queue(self) -> None:
@@ -80,3 +93,4 @@ class Pausing:
             _log.info("worker.reconnected", failures=self._backoff.failures)
             self._out_of_reach = None
             self._backoff.reset()
+        self._alarm.reached()

@@ -1034,7 +1034,7 @@ begin
     get diagnostics v_count = row_count;
     v_counts := v_counts || jsonb_build_object('conversation_chunks', v_count);
     foreach v_table in array array['facts', 'extracted_facts', 'chunk_outcomes', 'windows',
-                                   'conversations', 'memories'] loop
+                                   'conversations', 'memories', 'outbox'] loop
         execute format('delete from fullpass.%I where user_id = $1', v_table) using p_user_id;
         get diagnostics v_count = row_count;
         v_counts := v_counts || jsonb_build_object(v_table, v_count);

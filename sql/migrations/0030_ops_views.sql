@@ -216,6 +216,79 @@ where j.status = 'pending' and coalesce(j.run_at, '-infinity') < now() - interva
 comment on view fullpass.ops_stuck is
 'Jobs that ought to be further: held by nobody, silent for 10 minutes, waiting for an hour, or due for 15 minutes and not taken. When to look: first, whenever something seems slow. What to do: what the column remedy says; fullpass status JOB tells the rest.';
 
+create or replace view fullpass.ops_steps as
+select j.id as job_id, s.step, s.at as started_at, f.at as finished_at,
+       extract(epoch from s.at - p.claimed_at)::float8 as after_seconds,
+       extract(epoch from coalesce(f.at, now()) - s.at)::float8 as seconds
+from public.processing_jobs j
+join fullpass.passes p on p.job_id = j.id
+join fullpass.job_events s
+    on s.job_id = j.id and s.event = 'step.started' and s.at >= p.claimed_at
+left join lateral (
+    select e.at from fullpass.job_events e
+    where e.job_id = j.id and e.event = 'step.finished' and e.step = s.step and e.id > s.id
+    order by e.id limit 1
+) as f on true
+where j.status = 'processing'
+order by j.id, s.id;
+comment on view fullpass.ops_steps is
+'The steps of every pass at work now, since its last claim: when each began, when it ended (null: it goes on), how long it takes. When to look: somebody asks what theirs spends its time on. What to do: a step that is much longer than in other passes: the log of its worker from started_at on.';
+
+create or replace view fullpass.ops_waiting as
+select j.id as job_id, j.storage_path, p.waiting_for, p.waiting_since,
+       case when isfinite(j.run_at) then j.run_at end as run_at
+from public.processing_jobs j join fullpass.passes p on p.job_id = j.id
+where j.status = 'pending' and p.waiting_for is not null
+order by p.waiting_since;
+comment on view fullpass.ops_waiting is
+'Jobs that wait for the world, with no attempt used up, the longest first. When to look: jobs are pending though workers are idle. What to do: mend what waiting_for says; each goes on by itself at run_at.';
+
+create or replace view fullpass.ops_ended as
+select j.id as job_id, j.user_id, j.storage_path, j.status, j.completed_at,
+       extract(epoch from j.completed_at - j.started_at)::float8 as seconds,
+       j.error_message as error, j.pipeline_version
+from public.processing_jobs j
+where j.completed_at > now() - interval '24 hours'
+  and j.status in ('complete', 'failed', 'cancelled')
+order by j.completed_at desc;
+comment on view fullpass.ops_ended is
+'Every job that ended in the last 24 hours, the newest first: how, when, after how long; a failed one with the error that names its step. When to look: somebody was told that theirs failed, or asks whether it is done. What to do: mend the cause, then fullpass retry JOB goes on from what was saved; many alike: ops_errors.';
+
+-- By whole hours where money is concerned: the last 24 of them, and the one that is running.
+create or replace view fullpass.ops_now as
+select (select count(*) from public.processing_jobs where status = 'pending') as pending,
+       d.due, d.oldest_due_seconds,
+       (select count(*) from public.processing_jobs
+        where status = 'pending' and run_at > now()) as later,
+       (select count(*) from public.processing_jobs where status = 'processing') as processing,
+       (select count(*) from fullpass.ops_stuck) as stuck,
+       e.complete, e.failed, e.cancelled, s.calls, s.cost_usd, s.calls_of_unknown_price,
+       s.cost_usd_30_days
+from (
+    select count(*) as due, extract(epoch from now() - min(run_at))::float8 as oldest_due_seconds
+    from public.processing_jobs
+    where status = 'pending' and coalesce(run_at, '-infinity') <= now()
+) as d
+cross join (
+    select count(*) filter (where status = 'complete') as complete,
+           count(*) filter (where status = 'failed') as failed,
+           count(*) filter (where status = 'cancelled') as cancelled
+    from public.processing_jobs where completed_at > now() - interval '24 hours'
+) as e
+cross join (
+    select coalesce(sum(calls) filter (where hour > now() - interval '25 hours'), 0)::bigint
+               as calls,
+           coalesce(sum(cost_usd) filter (where hour > now() - interval '25 hours'), 0)::float8
+               as cost_usd,
+           coalesce(sum(unpriced_calls) filter (where hour > now() - interval '25 hours'), 0)::bigint
+               as calls_of_unknown_price,
+           coalesce(sum(cost_usd), 0)::float8 as cost_usd_30_days
+    from fullpass.hourly_costs
+    where hour >= date_trunc('day', now(), 'UTC') - interval '29 days'
+) as s;
+comment on view fullpass.ops_now is
+'All of it in one row: what waits, is due and runs, what is stuck, what ended and what was spent in the last 24 hours. When to look: first. What to do: stuck above 0: ops_stuck; oldest_due_seconds grows: ops_workers; failed above 0: ops_ended.';
+
 -- How many, of what release, in the last 24 hours. Numbers of waiting jobs stop at 10,000.
 create or replace view fullpass.ops_overview as
 with jobs as (

@@ -10,6 +10,7 @@ import pytest
 
 from daemon.database import connect, open_pool
 from daemon.queue import jobs
+from tests.support.dashboard import dashboard, quickest_ms
 from tests.support.history import views_are_quick
 
 if TYPE_CHECKING:
@@ -17,14 +18,22 @@ if TYPE_CHECKING:
 
 JOBS = 100_000
 WORKERS = 8
+PAGE_MS, PAGE_BYTES = 100, 100_000
 
 
 @pytest.mark.history
 @pytest.mark.timeout(1800)
-async def test_every_view_and_the_status_screen_stay_quick_with_a_million_jobs(
+async def test_every_view_the_status_screen_and_the_dashboard_stay_quick_with_a_million_jobs(
     database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     times = await views_are_quick(database_url, jobs=1_000_000)
+    with dashboard(database_url) as at:
+        for page in ("", "past"):
+            times[f"dashboard /{page}"], size = await asyncio.to_thread(
+                quickest_ms, f"{at}/{page}", limit_ms=PAGE_MS
+            )
+            assert size <= PAGE_BYTES
+            assert times[f"dashboard /{page}"] <= PAGE_MS
     with capsys.disabled():
         print("\nmilliseconds:", ", ".join(f"{name} {ms:.1f}" for name, ms in times.items()))
 

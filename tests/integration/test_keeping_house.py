@@ -34,6 +34,7 @@ select j.id, t.at, 'step.started' from processing_jobs j cross join times t;
 insert into fullpass.windows (user_id, source, content_hashes, token_count, state, created_at)
 select gen_random_uuid(), 'chatgpt', '{a}', 1, s.state, t.at
 from (values ('planned'), ('done')) as s (state) cross join times t;
+insert into fullpass.outbox (channel, event, at) select 'notify', 'completed', t.at from times t;
 insert into fullpass.workers (worker_id, last_beat_at)
 select 'w-' || extract(epoch from t.at), t.at from times t;
 insert into fullpass.chunk_outcomes (user_id, content_hash, job_id, chunk_id, source, extractor,
@@ -64,7 +65,13 @@ async def test_what_is_old_goes_and_what_was_promised_stays(
         assert pruned == {
             "older_than_days": 30,
             # The timeline of a job that has not ended is kept whole, and so is a plan not carried out.
-            "dropped": {"llm_bodies": 2, "job_events": 1, "windows": 1, "workers": 1},
+            "dropped": {
+                "llm_bodies": 2,
+                "job_events": 1,
+                "windows": 1,
+                "workers": 1,
+                "outbox": 1,
+            },
         }
         calls = await db.fetch("select * from fullpass.llm_calls order by created_at")
         assert [call["response"] for call in calls] == [None, None, "words", "words"]

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 PATH = "exports/one/conversations.json"
 VIEWS = (
-    "overview", "running", "stuck", "durations", "errors", "hourly", "costs", "workers",
+    "overview", "running", "stuck", "durations", "errors", "hourly", "costs", "workers", "steps",
+    "waiting", "ended", "now",
 )  # fmt: skip
 
 

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
+from daemon.database import open_pool
 from tests.support.anthropic_server import AnthropicServer
 from tests.support.storage_server import StorageServer
+from tests.support.webhook_receiver import WebhookReceiver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from daemon.database import Pool
 
 
 @pytest.fixture
@@ -36,3 +40,25 @@ async def db(database_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Reco
     connection = await asyncpg.connect(database_url, statement_cache_size=0)
     yield connection
     await connection.close()
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[Pool]:
+    """A pool like a worker's."""
+    opened = await open_pool(database_url)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def app() -> Iterator[WebhookReceiver]:
+    """The app's receiver of webhooks."""
+    with WebhookReceiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def chat() -> Iterator[WebhookReceiver]:
+    """A chat room's receiver of alerts."""
+    with WebhookReceiver() as receiver:
+        yield receiver

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import asyncpg
 
 VIEWS = (
-    "overview", "running", "stuck", "durations", "errors", "hourly", "costs", "workers",
+    "overview", "running", "stuck", "durations", "errors", "hourly", "costs", "workers", "steps",
+    "waiting", "ended", "now",
 )  # fmt: skip
 BIG = {"processing_jobs", "passes", "job_events", "llm_calls", "job_costs"}
 LIMIT_MS = 50

@@ -40,7 +40,7 @@ class SickWorker(daemon.worker.Worker):
 
 
 def main() -> None:
-    daemon.worker._COMMANDS_TO_BE_STUCK = 0.1  # type: ignore[assignment]
+    daemon.worker._STUCK_COMMANDS = 0.1  # type: ignore[assignment]
     settings = load_settings()
     configure_logs(log_format="json")
     assert settings.database_url is not None

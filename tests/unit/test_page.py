@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from daemon.cli.page import page
+from tests.support.browser import BROWSER
+from tests.support.pages_read import HOSTILE, Reader
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-HOSTILE = (
-    "</bdi></h3><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
-    "<a href='javascript:alert(1)'>x</a>\u202egnp.exe <style>*{display:none}</style>"
-)
-VOID = {"meta", "img", "br", "link", "input"}
 
 
 @dataclass
@@ -53,33 +47,6 @@ def told(*facts: dict[str, Any], text: str = "plain", **more: Any) -> Told:
         "cost": {**spent, "by_purpose": {"extract": spent}}, "versions": {"fullpass": "0"},
     }  # fmt: skip
     return Told(facts=list(facts), report=report, **more)
-
-
-class Reader(HTMLParser):
-    """Reads a page strictly: every tag closed in order, every id once."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
-
-    def values(self, name: str) -> list[str]:
-        return [attrs[name] or "" for _, attrs in self.tags if name in attrs]
 
 
 def hostile() -> Told:
@@ -143,12 +110,12 @@ def test_a_person_of_very_many_facts_gets_a_page_that_opens() -> None:
     assert len(text) < 3_000_000
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+@pytest.mark.skipif(BROWSER is None, reason="missing component: Chromium")
 def test_a_real_browser_runs_nothing_and_loads_nothing(tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text(page(hostile()), encoding="utf-8")
     shown = subprocess.run(
-        ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=500",
+        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=500",
          f"--user-data-dir={tmp_path}", "--dump-dom", file.as_uri()],
         capture_output=True, text=True, timeout=60, check=True,
     ).stdout  # fmt: skip
