@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml constraints.txt
 	export PIP_DISABLE_PIP_VERSION_CHECK=1; \
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip; \
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
-		--build-constraint constraints.txt --editable '.[embedded,bedrock,vertex,dashboard]' --group dev; \
+		--build-constraint constraints.txt --editable '.[embedded,bedrock,vertex,otel,sentry,dashboard]' --group dev; \
 	touch $@
 
 demo: $(STAMP) ## Read the bundled example and print its MEMORY
@@ -89,7 +89,7 @@ pins: ## Renew constraints.txt from the newest versions that pyproject.toml allo
 	@set -euo pipefail; fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	"$(PYTHON)" -m venv "$$fresh"; \
 	"$$fresh"/bin/python -m pip install --quiet --upgrade pip; \
-	"$$fresh"/bin/python -m pip install --quiet '.[embedded,bedrock,vertex,dashboard]' --group dev; \
+	"$$fresh"/bin/python -m pip install --quiet '.[embedded,bedrock,vertex,otel,sentry,dashboard]' --group dev; \
 	{ sed '/^#/!d' constraints.txt; \
 	  "$$fresh"/bin/python -m pip freeze --all --exclude fullpass --exclude setuptools \
 	    | tr 'A-Z_' 'a-z-' | LC_ALL=C sort; } > "$$fresh"/constraints.txt; \

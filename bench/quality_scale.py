@@ -15,6 +15,7 @@ import asyncpg
 from daemon.database import open_pool
 from daemon.fullpass.consolidate import consolidate
 from daemon.fullpass.context import Pass
+from daemon.llm.speed import Speeds
 from daemon.queue.lease import Lease
 
 _PEOPLE = 3_000
@@ -71,6 +72,7 @@ class _Silent:
     """A model that is there and says nothing: the questions are made, none is answered."""
 
     offline = False
+    speeds = Speeds()
 
     async def ask(self, _scope: Any, _request: Any, _read: Any) -> Any:
         return SimpleNamespace(value=SimpleNamespace(items=()))
@@ -86,7 +88,11 @@ async def consolidate_for(url: str, user: str) -> dict[str, float]:
     lease = Lease(pool, job_id=row["id"], epoch=row["lease_epoch"], lease_seconds=60.0)
     settings: Any = SimpleNamespace(
         fact_extraction_concurrency=3,
+        extraction_mode="realtime",
+        extraction_model="none",
         memory_model="none",
+        sections_model="none",
+        memory_max_tokens=5000,
         llm_timeout_seconds=60.0,
         max_cost_usd_per_job=None,
     )

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from daemon.errors import Cancelled, LeaseLost, OutOfReach, UsageError
+from daemon.errors import Cancelled, LeaseLost, OutOfReach, SchemaMoved, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 LEASE_LOST = "FP001"
 CANCELLED = "FP002"
+TOO_OLD = "FP003"
+"""Said by a later release's schema to workers that cannot serve it any more."""
 COMMAND_TIMEOUT_SECONDS = 60.0
 
 # SQLSTATE classes that speak of the server or the link, never of the statement: connection
@@ -34,6 +36,9 @@ _TROUBLE_CLASSES = frozenset({"08", "53", "57", "58"})
 # The same by code: read-only (a failover), serialization and deadlock, idle in transaction and
 # lock time-outs.
 _TROUBLE_CODES = frozenset({"25006", "40001", "40P01", "25P03", "25P04", "55P03"})
+# A function, table, column or schema that this release names and the database does not have, or has
+# with other arguments: every statement of ours is tested on our own schema, so it is another's.
+_MOVED_CODES = frozenset({"42883", "42P01", "42703", "3F000"})
 # At start the settings are wrong; later, with the same settings, the server is being changed.
 _REFUSED_CODES = frozenset({"28P01", "28000", "3D000"})
 
@@ -126,12 +131,14 @@ async def _nothing_to_reset(_connection: object) -> None:
 
 
 @contextmanager
-def database_errors(*, starting: bool = False) -> Iterator[None]:
+def database_errors(*, starting: bool = False, protocol: bool = False) -> Iterator[None]:
     """Turn what Postgres and the link raise into errors that say what to do.
 
     A lost lease and a cancellation come as SQLSTATEs of the lease protocol; trouble with the
     server or the link is systemic; anything else is a defect of ours and passes unchanged. A
-    refused login is the settings' fault when `starting`, and trouble later.
+    refused login is the settings' fault when `starting`, and trouble later. In the `protocol` by
+    which jobs are claimed and kept, a name that is not there means that the schema is another
+    release's; anywhere else it may be a trigger of the app's that is broken.
     """
     try:
         yield
@@ -145,6 +152,11 @@ def database_errors(*, starting: bool = False) -> Iterator[None]:
             raise UsageError(
                 f"DATABASE_URL: the server refused the connection ({error}); "
                 "check the user, the password and the database's name"
+            ) from error
+        if code == TOO_OLD or (protocol and code in _MOVED_CODES):
+            raise SchemaMoved(
+                f"the database's schema is not this release's ({first_line(error)}): run `fullpass "
+                "migrate` if it is older, start the release that migrated it if it is newer"
             ) from error
         # FATAL ends the session, whatever its code: it speaks of the link. Supabase's pooler says
         # "max clients reached" as XX000, like a defect of the server's.

@@ -2,6 +2,7 @@
 
     FullpassError
     ├── UsageError          fix the command or the setting; exit 2
+    ├── Sick                this very process cannot go on: end it, exit 1, start another
     ├── GiveUp              this job can never succeed as it is; fail it for good
     │   ├── BadExport       the file is no export, is empty, is hostile
     │   └── PoorCoverage    too little could be read to write an honest MEMORY
@@ -9,6 +10,7 @@
     ├── Wait                nobody's fault; release the job, no attempt used
     │   ├── Systemic        every job would meet it (bad key, outage); pause the worker
     │   │   └── OutOfReach  the database itself: nothing can be claimed meanwhile anyway
+    │   │       └── SchemaMoved  its schema is another release's: wait for the one that fits
     │   ├── AwaitsBatch     replies come by batch: look again later
     │   └── Draining        this worker is shutting down
     ├── Stop                the job is no longer ours to work on
@@ -36,6 +38,10 @@ class FullpassError(Exception):
 
 class UsageError(FullpassError):
     """A command or a setting is wrong; the message names it and the rule. Exit code 2."""
+
+
+class Sick(FullpassError):
+    """The worker itself is past remedy: its jobs go back, the process ends, another may start."""
 
 
 class GiveUp(FullpassError):
@@ -71,6 +77,13 @@ class OutOfReach(Systemic):
 
     def __init__(self, message: str, *, seconds: float = 1.0) -> None:
         super().__init__(message, seconds=seconds)
+
+
+class SchemaMoved(OutOfReach):
+    """The database's schema is not this release's; nothing works before they fit again."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, seconds=15.0)
 
 
 class AwaitsBatch(Wait):

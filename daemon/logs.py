@@ -23,7 +23,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 from urllib.parse import quote
 from uuid import UUID
 
-import structlog
+from daemon.lean import without
+
+with without("rich", "pygments"):
+    import structlog
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -142,6 +142,9 @@ class Settings(BaseSettings):
     """None: json when the log's stream is no terminal, else console."""
     log_level: LogLevel = "INFO"
     health_port: int | None = Field(default=None, ge=1, le=65535)
+    otel_exporter_otlp_endpoint: str | None = None
+    """A collector that takes OTLP over HTTP; spans go to its /v1/traces."""
+    sentry_dsn: SecretStr | None = None
     dashboard_token: SecretStr | None = None
     """What a visitor of `fullpass dashboard` must show; asked for on any address but loopback."""
 
@@ -219,6 +222,7 @@ class Settings(BaseSettings):
         "anthropic_vertex_base_url",
         "alert_webhook",
         "notify_webhook",
+        "otel_exporter_otlp_endpoint",
     )
     @classmethod
     def _web_url(cls, value: str | None) -> str | None:

@@ -31,6 +31,7 @@ from daemon.fullpass.context import Pass
 from daemon.fullpass.outcomes import read_reply
 from daemon.fullpass.steps import full_pass
 from daemon.fullpass.tiers import accepted_tiers
+from daemon.instruments import JOBS_CLAIMED, span
 from daemon.llm.batches import batches_of
 from daemon.llm.caller import Caller
 from daemon.llm.ledger import Ledger
@@ -41,12 +42,13 @@ from daemon.logs import bind_job, get_logger
 from daemon.memory_gauge import Gauge, allowed_calls, peak_rss_bytes, read_gauge
 from daemon.ops.doctor import at_start
 from daemon.ops.telling import Teller
+from daemon.ops.vital_signs import Attended, VitalSigns
 from daemon.queue import jobs
 from daemon.queue.ending import Endings, Tally
 from daemon.queue.heartbeat import Heartbeat
 from daemon.queue.housekeeping import keep_house
 from daemon.queue.lease import Lease, clock
-from daemon.queue.liveness import LoopEcho, patience_seconds
+from daemon.queue.liveness import LoopEcho, Pulse, patience_seconds
 from daemon.queue.pausing import Pausing
 from daemon.queue.shutdown import Shutdown
 from daemon.queue.wakeup import Wakeup
@@ -75,6 +77,7 @@ _ROOM_FOR_A_JOB_BYTES = 96 * 1024 * 1024
 _REREAD_SECONDS = 0.2
 _MEND_SECONDS = 3600.0
 _LATE_SECONDS = 2.0
+_STUCK_COMMANDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,9 @@ class Worker:
         self._gauge: Gauge = read_gauge(memory_limit_mb=settings.memory_limit_mb)
         self._gauge_read_at = time.monotonic()
         self._process = psutil.Process()
+        # What takes longer than a lease has lost its purpose.
+        self._command_seconds = min(60.0, max(5.0, settings.lease_seconds))
+        self.signs = VitalSigns(settings, vitals=self._vitals)
         # Built here, so that a missing key or a wrong provider ends the command before any claim.
         self._provider = provider_from(settings)
         self._limiter = CallLimiter(
@@ -162,15 +168,15 @@ class Worker:
         return self.tally
 
     async def _open_pool(self) -> Pool:
-        # A command that takes longer than a lease has lost its purpose.
-        timeout_seconds = min(60.0, max(5.0, self._settings.lease_seconds))
-        return await open_pool(self._url, command_timeout_seconds=timeout_seconds)
+        return await open_pool(self._url, command_timeout_seconds=self._command_seconds)
 
     async def _serve_with(self, pool: Pool, accepted: dict[str, str], *, once: bool) -> None:
         settings = self._settings
         listen_url = settings.database_listen_url or (
             None if is_transaction_pooler(self._url) else self._url
         )
+        pulse = self._pulse = Pulse(patience_seconds=_STUCK_COMMANDS * self._command_seconds)
+        echo = LoopEcho(asyncio.get_running_loop())
         heartbeat = Heartbeat(
             self._url,
             worker_id=self.worker_id,
@@ -178,7 +184,8 @@ class Worker:
             lease_seconds=settings.lease_seconds,
             vitals=self._vitals,
             max_wait_hours=settings.max_wait_hours,
-            echo=LoopEcho(asyncio.get_running_loop()),
+            echo=echo,
+            pulse=pulse,
             end_process=lambda: os._exit(1),
         )
         ledger = Ledger(pool, landed=self._receipt_landed)
@@ -220,6 +227,7 @@ class Worker:
         beside.append(asyncio.create_task(at_start(None if once else pool, settings)))
         self._teller.start()
         heartbeat.start()
+        self.signs.attend(Attended(heartbeat, pulse, echo, serving.wakeup, pool))
         _log.info(
             "worker.started", worker_id=self.worker_id, version=__version__,
             provider=self._provider.name, memory_limit_mb=self._gauge.limit_bytes >> 20,
@@ -252,6 +260,8 @@ class Worker:
         pausing = self._pausing
         while not self._draining.is_set():
             pause: float | None = None
+            self._pulse.expect(0.0)
+            serving.heartbeat.require()
             try:
                 await self._claim_all(serving)
                 pausing.try_again()
@@ -266,6 +276,7 @@ class Worker:
                 pause = pausing.lost_the_queue(error)
             if pausing.troubled:
                 pause = max(0.05, pausing.seconds_left)
+            self._pulse.expect(self._settings.poll_interval_seconds if pause is None else pause)
             await serving.wakeup.wait(seconds=pause)
 
     async def _claim_all(self, serving: _Serving) -> None:
@@ -277,6 +288,7 @@ class Worker:
             sent_at = clock()
             claimed = await self._claim(serving.pool, room)
             for job in claimed:
+                JOBS_CLAIMED.inc()
                 self._start(serving, job, sent_at)
             if len(claimed) < room:
                 return
@@ -358,7 +370,11 @@ class Worker:
         ):  # fmt: skip
             _log.info("job.claimed")
             try:
-                result, cost = await self._run_pass(work)
+                with span(
+                    "full_pass", job_id=str(job.id), user_id=str(job.user_id),
+                    attempt=job.attempt,
+                ):  # fmt: skip
+                    result, cost = await self._run_pass(work)
             except asyncio.CancelledError:
                 await endings.interrupted(work)
                 raise
@@ -379,6 +395,7 @@ class Worker:
 
     async def _wake_on_drain(self, wakeup: Wakeup) -> None:
         await self._draining.wait()
+        self.signs.draining = True
         for lease in self._running.values():
             lease.drain()
         wakeup.wake()

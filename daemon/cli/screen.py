@@ -71,7 +71,7 @@ def job_screen(console: Console, job: Account) -> None:
         markup=False,
     )
     if job["seconds_left"]:
-        aligned(console, " " * (_BAR_CELLS + 9), f"about {span(job['seconds_left'])} left to read")
+        aligned(console, " " * (_BAR_CELLS + 9), f"about {span(job['seconds_left'])} left")
     console.print()
     aligned(console, "", job["why"])
     console.print()
@@ -213,7 +213,7 @@ def _running(console: Console, job: Account) -> None:
         told.append(f"{job['chunks_read']:,} of {to_read:,} chunks")
     told.append(f"for {span(job['age_seconds'])}")
     if job["seconds_left"]:
-        told.append(f"about {span(job['seconds_left'])} left to read")
+        told.append(f"about {span(job['seconds_left'])} left")
     told.append(f"${job['cost_usd']:.4f}")
     aligned(console, f"  {'':<{_BAR_CELLS}}        ", " · ".join(told))
     if job["lease_left_seconds"] is not None and job["lease_left_seconds"] < 0:

@@ -20,7 +20,9 @@ from daemon.cli.target import (
 )
 from daemon.errors import TryAgain
 from daemon.logs import get_logger
+from daemon.ops.health_server import health_port
 from daemon.ops.overview import due_jobs
+from daemon.ops.telemetry import telemetry
 from daemon.worker import Worker
 
 if TYPE_CHECKING:
@@ -37,18 +39,25 @@ def run_worker(*, once: bool, as_json: bool) -> int:
     url = database_url(settings)
     import_everything()
     worker = Worker(settings, url)
-    tally, still_due = asyncio.run(_serve(worker, url, once=once))
-    if not once:
-        return 0
+    with telemetry(settings):
+        if not once:
+            with health_port(settings, worker.signs):
+                asyncio.run(_serve(worker, url, once=False))
+            return 0
+        tally, still_due = asyncio.run(_serve(worker, url, once=True))
     account = _account(tally, still_due)
     click.echo(json.dumps(account, ensure_ascii=False) if as_json else _table(account))
     return 1 if account["failed"] or account["left"] else 0
 
 
 def import_everything() -> None:
-    """Import every module now: a deploy that lacks one must fail before it claims a job."""
+    """Import every module now: a deploy that lacks one must fail before it claims a job.
+
+    Not what only people see: a screen that cannot be drawn is no reason to do no work, and 5 MB.
+    """
     for module in pkgutil.walk_packages(daemon.__path__, "daemon."):
-        importlib.import_module(module.name)
+        if not module.name.startswith("daemon.cli."):
+            importlib.import_module(module.name)
 
 
 async def _serve(worker: Worker, url: str, *, once: bool) -> tuple[Tally, list[dict[str, Any]]]:

@@ -15,6 +15,7 @@ from daemon.export.chatgpt import ChatGPTReader
 from daemon.export.claude import ClaudeReader
 from daemon.export.gemini import GeminiReader
 from daemon.export.members import MemberScanner
+from daemon.export.spool import DISK_TROUBLE
 from daemon.export.values import DecodeError
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def read_large(
     except DecodeError as error:
         damage = str(error)
     except OSError as error:
+        if error.errno in DISK_TROUBLE:
+            raise  # this machine's trouble: the conversation is to be read where there is room
         damage = f"could not wait on disk ({error.strerror})"
     finally:
         left_bytes = sum(map(len, pieces))

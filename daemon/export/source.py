@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, unquote, urlsplit
 
-import httpx
-
 from daemon.errors import BadExport, Systemic, TryAgain, Wait
 from daemon.export.storage_answers import raise_for
+from daemon.lean import without
+
+with without("rich", "pygments"):
+    import httpx
 
 if TYPE_CHECKING:
     import ssl

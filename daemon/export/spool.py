@@ -6,6 +6,7 @@ Owns temporary files without a name, which vanish with the process however it en
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +19,10 @@ from daemon.export.conversation import Message, Role
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+DISK_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+"""What a disk says that takes no more, for whatever reason: no fault of what is written."""
 
 
 class Spool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from daemon.database import database_errors
+from daemon.fullpass.time_left import TimeLeft, in_words
 from daemon.llm.caller import Scope
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ Step = Literal[
 ]
 STEPS: tuple[Step, ...] = get_args(Step)
 
-CATEGORIES = ("preferences", "projects", "dates", "beliefs", "decisions")
-
 # Percent at which each step begins, by the share of a pass it usually takes.
 STARTS: dict[Step, int] = {
     "download_conversations": 1,
@@ -57,6 +56,9 @@ STAGES: dict[Step, str] = {
     "save_memory": "Saving your memory",
     "regenerate_sections": "Describing how to work with you",
 }
+BEFORE_FACTS = frozenset(
+    {"download_conversations", "chunk_conversations", "save_chunks", "extract_facts"}
+)
 EARLY_STAGE = "Writing a first memory; more is being read"
 
 
@@ -81,6 +83,10 @@ class Pass:
     """The provider's message batches; None where it has none."""
     early: bool = False
     """While a first MEMORY is made from a part: progress stands where the reading stands."""
+    left: TimeLeft = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left = TimeLeft(self.caller.speeds, self.settings, self.caller.offline)
 
     async def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         """Read rows; raises Systemic on trouble with the database."""
@@ -133,13 +139,18 @@ async def report_progress(
     start = STARTS[step]
     later = [p for p in STARTS.values() if p > start]
     end = min(later) if later else 99
+    # What goes by batch is back when it is back.
+    by_batch = work.early or (work.settings.extraction_mode == "batch" and step in BEFORE_FACTS)
+    seconds_left = None if by_batch else work.left.seconds(step, share)
+    stage = EARLY_STAGE if work.early else STAGES[step]
     await connection.execute(
-        "select fullpass.progress($1, $2, $3, $4, $5, $6, $7)",
+        "select fullpass.progress($1, $2, $3, $4, $5, $6, $7, $8)",
         work.job.id,
         step,
         int(start + (end - start) * min(1.0, max(0.0, share))),
-        EARLY_STAGE if work.early else STAGES[step],
+        stage if seconds_left is None else f"{stage}, {in_words(seconds_left)}",
         conversations,
         messages,
         advanced,
+        seconds_left,
     )

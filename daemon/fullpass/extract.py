@@ -52,6 +52,7 @@ async def extract(work: Pass) -> Coverage | None:
     async with work.lease.fenced() as connection:
         await report_progress(work, connection)
     total = await windows.plan(work)
+    await _expect(work, total)
     if total and not await batch.read_all(work, lambda: _work_all(work, total)):
         return None
     coverage = await measure_coverage(work)
@@ -72,6 +73,34 @@ async def extract(work: Pass) -> Coverage | None:
             "little: mend that, then retry the job"
         )
     return coverage
+
+
+async def _expect(work: Pass, total: int) -> None:
+    """Tell the estimate of time what is before it."""
+    row = await work.fetchrow(
+        """
+        select (select coalesce(sum(token_count), 0)::bigint from fullpass.windows
+                where user_id = $1 and source = $2 and state = 'planned') as tokens,
+               (select count(*) from fullpass.extracted_facts
+                where user_id = $1 and rejected is null) as facts
+        """,
+        work.job.user_id, work.source,
+    )  # fmt: skip
+    speeds = work.caller.speeds
+    if not speeds.knows(work.settings.extraction_model):
+        # A worker that has just started goes by what calls took others.
+        for call in await work.fetch(
+            """
+            select model, output_tokens, latency_ms from (
+                select id, model, output_tokens, latency_ms from fullpass.llm_calls
+                where output_tokens is not null and latency_ms > 0 and not batch
+                order by id desc limit 200) as newest
+            order by id
+            """
+        ):
+            speeds.seen(call["model"], call["output_tokens"], call["latency_ms"] / 1000)
+    if row is not None:
+        work.left.planned(windows=total, tokens=row["tokens"], facts=row["facts"])
 
 
 async def _work_all(work: Pass, total: int) -> None:
@@ -102,7 +131,8 @@ async def _work_all(work: Pass, total: int) -> None:
             window_id = queue.get_nowait()
             running += 1
             try:
-                total += await read_window(work, window_id, done / total)
+                with work.left.window():
+                    total += await read_window(work, window_id, done / total)
                 done += 1
             except BaseException as error:  # noqa: BLE001 - raised below, when all have landed
                 failure = failure or error

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from daemon.errors import UselessReply
 from daemon.export.conversation import EVIDENCE_ROLES
-from daemon.fullpass.context import CATEGORIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from daemon.llm.request import NumberedMessage
 
+CATEGORIES = ("preferences", "projects", "dates", "beliefs", "decisions")
 FACTS_PER_REPLY = 30
 """The prompt's limit; a reply with exactly so many may have more to say."""
 _LONGEST_STATEMENT = 1000

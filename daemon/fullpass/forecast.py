@@ -11,25 +11,22 @@ import json
 from dataclasses import dataclass
 from decimal import Decimal
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from daemon.fullpass.facts import EXTRACT_SCHEMA, FACTS_PER_REPLY
 from daemon.fullpass.prompts import prompt
 from daemon.fullpass.tokens import estimate_tokens
 from daemon.llm.pricing import cost_usd, model_named
 from daemon.llm.request import Purpose, Usage
+from daemon.llm.speed import FIRST_TOKEN_SECONDS, OUTPUT_TOKENS_PER_SECOND, Speeds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from daemon.fullpass.estimate import Survey
     from daemon.settings import Settings
 
 OWN_TOKENS_PER_FACT = 60
 """Own words that yield one fact: 40 in the bundled example, which is dense; most hold fewer."""
-FIRST_TOKEN_SECONDS = 1.0
-OUTPUT_TOKENS_PER_SECOND = 100
-"""Latency of a call: the wait for its first token, then its output at this rate."""
 SAVING_FACTOR = 2.0
 """A pass also writes rows: so many times the seconds that reading took here."""
 BATCH_PRICE = Decimal("0.5")
@@ -55,7 +52,8 @@ _FACT = {
 }
 _FACT_TOKENS = estimate_tokens(json.dumps(_FACT))
 _STATEMENT_TOKENS = estimate_tokens(_FACT["statement"])  # type: ignore[arg-type]
-_LINE_TOKENS = _STATEMENT_TOKENS + 12
+_AROUND_STATEMENT = 12
+_LINE_TOKENS = _STATEMENT_TOKENS + _AROUND_STATEMENT
 """A fact as later prompts show it; reduce.py counts it so too."""
 _VERDICT_TOKENS = estimate_tokens(json.dumps({"pair": 12, "relation": "separate"}))
 _SCHEMA_TOKENS = 250
@@ -68,7 +66,26 @@ _SHRINKS = 0.7
 _MAX_LEVELS = 4
 _ROOM_PER_MEMORY_TOKEN = 4
 _SAMPLES_TOKENS = 16_000
-_SECTIONS_TOKENS = 2_000
+_SECTIONS_TOKENS = 900
+"""28 values, each a sentence or a short list, with their names: about 30 tokens a value."""
+
+
+class _Window(Protocol):
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def own_tokens(self) -> int: ...
+
+
+class Surveyed(Protocol):
+    """What `estimate.py` counts in an export, as far as it matters here."""
+
+    @property
+    def windows(self) -> Sequence[_Window]: ...  # noqa: D102
+    @property
+    def own_tokens(self) -> int: ...  # noqa: D102
+    @property
+    def conversations_with_own_words(self) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +117,66 @@ class Forecast:
         return sum(c.calls for c in self.calls)
 
 
-def forecast(found: Survey, settings: Settings) -> Forecast:
+def forecast(found: Surveyed, settings: Settings) -> Forecast:
     """Foresee a first pass: nothing of this person read before, no reply lost or cut."""
     per_window = [min(FACTS_PER_REPLY, w.own_tokens / OWN_TOKENS_PER_FACT) for w in found.windows]
     facts = round(sum(per_window) * (1 - _REPEATED))
+    skipped = found.conversations_with_own_words < settings.min_conversations
     steps = [
         _extraction(found, sum(per_window)),
-        _comparisons(facts),
-        _reduction(facts, settings),
-        _memory(facts, settings),
-        _sections(found, facts, settings),
+        *after_extraction(facts, settings, own_tokens=found.own_tokens, sections=not skipped),
     ]
     return Forecast(facts, tuple(step for step in steps if step.calls))
 
 
-def _extraction(found: Survey, facts: float) -> Calls:
+def after_extraction(
+    facts: int,
+    settings: Settings,
+    *,
+    own_tokens: int,
+    sections: bool = True,
+    statement_tokens: float | None = None,
+) -> list[Calls]:
+    """Foresee the calls of the steps after extraction, in order; some may be none.
+
+    `statement_tokens` is the length of a fact's statement, where it is known.
+    """
+    line = _LINE_TOKENS if statement_tokens is None else statement_tokens + _AROUND_STATEMENT
+    steps = [
+        _comparisons(facts),
+        _reduction(facts, settings),
+        _memory(facts, settings, line_tokens=line),
+    ]
+    return [*steps, _sections(own_tokens, facts, settings)] if sections else steps
+
+
+def reply_tokens(*, own_tokens: float) -> float:
+    """Foresee the reply to a window with so many tokens of the person's own words."""
+    return min(FACTS_PER_REPLY, own_tokens / OWN_TOKENS_PER_FACT) * _FACT_TOKENS + 8
+
+
+def seconds_of(
+    calls: Calls, settings: Settings, speeds: Speeds, *, billed_share: float = 1.0
+) -> float:
+    """Foresee how long the calls of a purpose take, as many at a time as there may be.
+
+    `billed_share` is how many tokens a model counts for one that is estimated here.
+    """
+    tokens = calls.usage.output_tokens * billed_share
+    one = speeds.seconds(model_of(calls.purpose, settings), tokens)
+    abreast = 1
+    if calls.purpose in {"extract", "same"}:
+        abreast = settings.fact_extraction_concurrency
+    return ceil(calls.calls / abreast) * one
+
+
+def model_of(purpose: Purpose, settings: Settings) -> str:
+    """Return the model that a purpose's calls go to."""
+    of_step = {"extract": settings.extraction_model, "sections": settings.sections_model}
+    return of_step.get(purpose, settings.memory_model)
+
+
+def _extraction(found: Surveyed, facts: float) -> Calls:
     fixed = estimate_tokens(prompt("extract").text) + estimate_tokens(json.dumps(EXTRACT_SCHEMA))
     calls = len(found.windows)
     return Calls(
@@ -158,20 +220,19 @@ def _memory_tokens(facts: int, settings: Settings) -> int:
     return min(facts * _LINE_TOKENS, settings.memory_max_tokens)
 
 
-def _memory(facts: int, settings: Settings) -> Calls:
+def _memory(facts: int, settings: Settings, *, line_tokens: float) -> Calls:
     if not facts:
         return Calls("memory", 0, 0, 0)
     shown = min(facts * _LINE_TOKENS, settings.memory_max_tokens * _ROOM_PER_MEMORY_TOKEN)
     fixed = estimate_tokens(prompt("memory").text) + _SCHEMA_TOKENS
-    # A line of the answer carries its category and citations beside its text.
-    return Calls("memory", 1, shown + fixed, _memory_tokens(facts, settings) * 3 // 2)
+    # A line of the answer carries its category and citations beside its text, which the budget of
+    # MEMORY does not count.
+    answered = min(facts * line_tokens, settings.memory_max_tokens * 1.5)
+    return Calls("memory", 1, shown + fixed, round(answered))
 
 
-def _sections(found: Survey, facts: int, settings: Settings) -> Calls:
-    own = found.conversations_with_own_words
-    if own < settings.min_conversations:
-        return Calls("sections", 0, 0, 0)
-    shown = _memory_tokens(facts, settings) + min(found.own_tokens, _SAMPLES_TOKENS)
+def _sections(own_tokens: int, facts: int, settings: Settings) -> Calls:
+    shown = _memory_tokens(facts, settings) + min(own_tokens, _SAMPLES_TOKENS)
     fixed = estimate_tokens(prompt("sections").text) + 3 * _SCHEMA_TOKENS
     return Calls("sections", 1, shown + fixed, _SECTIONS_TOKENS)
 
@@ -193,11 +254,9 @@ def dollars(calls: Iterable[Calls], model: str, *, batch: bool = False) -> Decim
 
 def configured_dollars(foreseen: Forecast, settings: Settings) -> Decimal | None:
     """Price a pass with the models and the mode that are set."""
-    of_step = {"extract": settings.extraction_model, "sections": settings.sections_model}
     batch = settings.extraction_mode == "batch"
     prices = [
-        dollars([step], of_step.get(step.purpose, settings.memory_model), batch=batch)
-        for step in foreseen.calls
+        dollars([step], model_of(step.purpose, settings), batch=batch) for step in foreseen.calls
     ]
     known = [price for price in prices if price is not None]
     return sum(known, Decimal(0)) if len(known) == len(prices) else None
@@ -205,14 +264,9 @@ def configured_dollars(foreseen: Forecast, settings: Settings) -> Decimal | None
 
 def minutes(foreseen: Forecast, settings: Settings, *, reading_seconds: float) -> float:
     """Foresee how long a pass takes in realtime mode, at the configured concurrency."""
-    seconds = reading_seconds * SAVING_FACTOR
-    for step in foreseen.calls:
-        one = FIRST_TOKEN_SECONDS + step.usage.output_tokens / OUTPUT_TOKENS_PER_SECOND
-        abreast = 1
-        if step.purpose in {"extract", "same"}:
-            abreast = settings.fact_extraction_concurrency
-        seconds += ceil(step.calls / abreast) * one
-    return seconds / 60
+    unlearned = Speeds()
+    calling = sum(seconds_of(step, settings, unlearned) for step in foreseen.calls)
+    return (reading_seconds * SAVING_FACTOR + calling) / 60
 
 
 def assumptions(settings: Settings) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from daemon.errors import BadCall, UselessReply
-from daemon.fullpass.context import CATEGORIES, report_progress
-from daemon.fullpass.facts import ReadItems, fold, one_line, read_items
+from daemon.fullpass.context import report_progress
+from daemon.fullpass.facts import CATEGORIES, ReadItems, fold, one_line, read_items
 from daemon.fullpass.meaning import says_only
 from daemon.fullpass.prompts import prompt
 from daemon.fullpass.reduce import by_rank, fact_lines, numbered

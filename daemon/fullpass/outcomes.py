@@ -56,6 +56,7 @@ async def read_window(work: Pass, window_id: int, share: float) -> int:
     try:
         answer = await work.caller.ask(work.scope, request, read_reply)
         items, stop_reason = answer.value, answer.reply.stop_reason
+        work.left.replied(answer.reply)
         tokens = _tokens(request, answer.reply)
         if stop_reason == "refusal":
             whole, outcome, trouble = False, "refused", "the model refused to read it"
@@ -79,6 +80,7 @@ async def read_window(work: Pass, window_id: int, share: float) -> int:
             parts = []  # broken, not too long: a part of the chunk would fare no better
     shown = [m.shown for m in window.messages]
     facts = [check_fact(item, shown) for item in items.items]
+    work.left.found([f.statement for f in facts if f.rejected is None])
     async with work.lease.fenced() as connection:
         halves = await windows.close(work, connection, window, "split" if parts else "done", tokens)
         if halves is None:

@@ -185,7 +185,11 @@ class ReaderProcess:
                     seconds=30.0,
                 )
             case "disk":
-                raise TryAgain(f"{self._order.name}: reading met trouble on disk ({answer.told})")
+                raise Wait(
+                    f"{self._order.name}: reading met trouble on this machine's disk "
+                    f"({answer.told}); make room there",
+                    seconds=60.0,
+                )
             case "defect":
                 raise TryAgain(f"{self._order.name}: unexpected {answer.told} while reading")
 

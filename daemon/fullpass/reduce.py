@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from daemon.errors import BadCall, UselessReply
-from daemon.fullpass.context import CATEGORIES, report_progress
-from daemon.fullpass.facts import ReadItems, one_line, read_items
+from daemon.fullpass.context import report_progress
+from daemon.fullpass.facts import CATEGORIES, ReadItems, one_line, read_items
 from daemon.fullpass.meaning import says_only
 from daemon.fullpass.prompts import prompt
 from daemon.fullpass.tokens import estimate_tokens

@@ -94,9 +94,17 @@ class Staging:
             await self._met(connection, batch.parts)
             await _report(work, connection, batch, advanced=bool(fresh))
 
+    def _new(self, parts: list[Part]) -> None:
+        work = self._work
+        work.left.saved(
+            tokens=sum(r.token_count for p in parts for r in p.rows if r.tier == work.medium),
+            own_characters=sum(p.own_characters for p in parts if p.last),
+        )
+
     async def _save_rows(self, connection: Connection, parts: list[Part]) -> None:
         """Switch whole conversations in by one statement."""
         work = self._work
+        self._new(parts)
         rows = [row for part in parts for row in _rows(work, part)]
         if not rows:
             return
@@ -111,6 +119,7 @@ class Staging:
     async def _stage(self, connection: Connection, parts: list[Part]) -> None:
         """Copy rows and find out which of them are stored already."""
         work = self._work
+        self._new(parts)
         rows = [(work.job.id, *row) for part in parts for row in _rows(work, part)]
         if not rows:
             return

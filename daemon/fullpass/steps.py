@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from daemon.errors import Wait
 from daemon.fullpass import batch
 from daemon.fullpass.consolidate import consolidate
 from daemon.fullpass.context import STEPS, Pass, Step, report_progress
@@ -25,10 +26,11 @@ from daemon.fullpass.ingest import already_ingested, download, save_conversation
 from daemon.fullpass.memory import generate, save
 from daemon.fullpass.reduce import reduce
 from daemon.fullpass.sections import regenerate
+from daemon.instruments import STEP_SECONDS, span
 from daemon.logs import bind_step, get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from daemon.fullpass.extract import Coverage
 
@@ -43,11 +45,11 @@ async def full_pass(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises what the steps raise: GiveUp, TryAgain, Wait, Stop.
     """
     if not await already_ingested(work):
-        with tempfile.TemporaryDirectory(prefix="fullpass-") as folder:
+        with _spool() as folder:
             async with _step(work, "download_conversations"):
-                fetched = await download(work, Path(folder))
+                fetched = await download(work, folder)
             async with _step(work, "chunk_conversations"), _step(work, "save_chunks"):
-                await save_conversations(work, fetched, Path(folder))
+                await save_conversations(work, fetched, folder)
     else:
         await batch.still_out(work)
     async with _step(work, "extract_facts"):
@@ -86,6 +88,24 @@ async def full_pass(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
     return result, cost
 
 
+@contextmanager
+def _spool() -> Iterator[Path]:
+    """Give a folder for what is too large to be held; it is gone afterwards.
+
+    Raises Wait when the disk takes none: nothing of that is the job's fault.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="fullpass-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise Wait(
+            f"this machine's folder for temporary files cannot be used ({error.strerror}); make "
+            "room there or set TMPDIR",
+            seconds=60.0,
+        ) from None
+    with folder as name:
+        yield Path(name)
+
+
 async def _first_memory(work: Pass) -> None:
     """Write a first MEMORY from what is read while the rest is out by batch."""
     work.early = True
@@ -105,7 +125,7 @@ async def _first_memory(work: Pass) -> None:
 async def _step(work: Pass, name: Step) -> AsyncIterator[None]:
     """Log a step's boundaries and put them on the job's timeline."""
     work.step = name
-    with bind_step(name):
+    with bind_step(name), span(name, job_id=str(work.job.id)):
         _log.info("step.started")
         started = time.monotonic()
         await _note(work, "step.started", name, None)
@@ -116,6 +136,7 @@ async def _step(work: Pass, name: Step) -> AsyncIterator[None]:
         seconds = round(time.monotonic() - started, 3)
         await _note(work, "step.finished", name, {"seconds": seconds})
         _log.info("step.finished", seconds=seconds)
+        STEP_SECONDS.observe(name, seconds)
 
 
 async def _note(work: Pass, event: str, step: Step, data: dict[str, Any] | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from daemon.errors import UsageError
-from daemon.llm.messages_api import Place
+from daemon.llm.messages_api import UNTRACED, Place
 
 if TYPE_CHECKING:
     from daemon.llm.pricing import Model
@@ -31,6 +31,7 @@ class AnthropicPlatform:
             api_key=settings.anthropic_api_key.get_secret_value(),
             base_url=settings.anthropic_base_url,
             max_retries=0,
+            open_telemetry=UNTRACED,
         )
 
     @property

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from daemon.errors import CallFailed, Systemic, UsageError
-from daemon.llm.messages_api import Place, is_installed
+from daemon.llm.messages_api import UNTRACED, Place, is_installed
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -92,7 +92,11 @@ class BedrockPlatform:
                     "aws_session_token": _plain(settings.aws_session_token),
                 }
             self._clients[kind] = getattr(anthropic, kind)(
-                aws_region=self._region, base_url=base_url, max_retries=0, **keys
+                aws_region=self._region,
+                base_url=base_url,
+                max_retries=0,
+                open_telemetry=UNTRACED,
+                **keys,
             )
         return self._clients[kind]
 

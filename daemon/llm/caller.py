@@ -18,6 +18,7 @@ from daemon.errors import BadCall, CallError, CallFailed, Systemic, UselessReply
 from daemon.llm.budget import Budget
 from daemon.llm.patience import Gate, Patience
 from daemon.llm.request import Reply, Request
+from daemon.llm.speed import Speeds
 from daemon.logs import get_logger
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Caller:
         self.provider = provider
         self.ledger = ledger
         self.limiter = limiter
+        self.speeds = Speeds()
         self._budget = Budget()
         self._gate = Gate(patience or Patience(), alarm=alarm)
         # Held while a key is looked up, asked and recorded: two windows with the same text must
@@ -155,6 +157,8 @@ class Caller:
     ) -> Answer[T]:
         reply = await self._call(scope, request)
         self.limiter.seen(len(request.text) + len(request.system) + len(reply.text))
+        if reply.usage is not None:
+            self.speeds.seen(request.model, reply.usage.output_tokens, reply.latency_ms / 1000)
         useless: UselessReply | None = None
         value: T | None = None
         try:

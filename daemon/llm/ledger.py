@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from daemon.database import database_errors
 from daemon.errors import Systemic
+from daemon.instruments import LLM_CALL_SECONDS, LLM_CALLS, LLM_COST_USD, LLM_TOKENS
 from daemon.llm.request import Reply, Request, Usage
 from daemon.logs import get_logger
 
@@ -160,6 +161,7 @@ class Ledger:
                 await asyncio.sleep(pause)
                 pause = min(5.0, 2 * pause)
             else:
+                _count(request, reply, usable=usable)
                 self._landed(job_id)
                 return
 
@@ -196,3 +198,16 @@ class Ledger:
             )
         # An aggregate always answers with one row.
         return Spent(**dict(row or {}))
+
+
+def _count(request: Request, reply: Reply, *, usable: bool) -> None:
+    LLM_CALLS.inc(request.purpose, "yes" if usable else "no")
+    if not reply.batch:
+        LLM_CALL_SECONDS.observe(request.purpose, reply.latency_ms / 1000)
+    if (usage := reply.usage) is not None:
+        LLM_TOKENS.inc("input", by=usage.input_tokens)
+        LLM_TOKENS.inc("output", by=usage.output_tokens)
+        LLM_TOKENS.inc("cache_read", by=usage.cache_read_tokens)
+        LLM_TOKENS.inc("cache_write", by=usage.cache_write_tokens)
+    if reply.bill is not None and reply.bill.cost_usd is not None:
+        LLM_COST_USD.inc(by=float(reply.bill.cost_usd))

@@ -36,6 +36,9 @@ _log = get_logger()
 _SYSTEMIC_PAUSE_SECONDS = 60.0
 _MODEL_SETTINGS = "EXTRACTION_MODEL, MEMORY_MODEL, SECTIONS_MODEL"
 _LONGEST_SAID = 200
+UNTRACED: Any = {"traces": False, "propagation": False}
+"""The SDK's own tracing stays off, whatever the environment says: it can put whole prompts and
+replies into spans (ANTHROPIC_OPEN_TELEMETRY_TRACES_CONTENT_MODE; promise 11)."""
 
 
 @dataclass(frozen=True, slots=True)

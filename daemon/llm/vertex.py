@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from daemon.errors import CallFailed, Systemic, UsageError
-from daemon.llm.messages_api import Place, is_installed
+from daemon.llm.messages_api import UNTRACED, Place, is_installed
 
 if TYPE_CHECKING:
     from daemon.llm.pricing import Model
@@ -46,6 +46,7 @@ class VertexPlatform:
             project_id=settings.anthropic_vertex_project_id,
             base_url=settings.anthropic_vertex_base_url,
             max_retries=0,
+            open_telemetry=UNTRACED,
         )
 
     def place(self, name: str, model: Model) -> Place:

@@ -22,6 +22,7 @@ from daemon.errors import (
     TryAgain,
     Wait,
 )
+from daemon.instruments import JOBS_ENDED, report
 from daemon.logs import get_logger, masked
 from daemon.queue import jobs
 from daemon.queue.backoff import Backoff
@@ -123,6 +124,7 @@ class Endings:
         async def excuse() -> None:
             # We are alive to say so: the sweep that took the job saw no crash (promise 9).
             await jobs.excuse(self._pool, work.job, worker_id=self._worker_id)
+            JOBS_ENDED.inc("lost")
             _log.warning("job.lost", step=work.step)
             self._tally.left.setdefault(work.job.id, "another worker has it")
 
@@ -132,12 +134,14 @@ class Endings:
         await jobs.complete(self._pool, work.job, result=result, cost=cost)
         self._tally.left.pop(work.job.id, None)
         self._tally.completed.append(work.job.id)
+        JOBS_ENDED.inc("complete")
         _log.info("job.completed", cost_usd=cost.get("cost_usd"), calls=cost.get("calls"))
 
     async def _conclude(self, work: Work, error: Exception) -> None:
         match error:
             case Cancelled():
                 await jobs.yield_cancelled(self._pool, work.job)
+                JOBS_ENDED.inc("cancelled")
                 _log.info("job.cancelled", step=work.step)
             case LeaseLost():
                 # Perhaps only out of touch for too long; if the lease is ours still, nobody has to
@@ -168,15 +172,18 @@ class Endings:
             self._tally.failed[work.job.id] = str(error)
         elif outcome == "released":
             self._tally.left[work.job.id] = masked(str(error))
+        JOBS_ENDED.inc("failed" if outcome == "failed" else "released")
         _log.info(f"job.{outcome}", step=work.step, reason=str(error))
 
     async def _fail(self, work: Work, error: Exception) -> None:
         said = _storable(masked(f"{work.step}: {_told(error)}"))[:_LONGEST_ERROR]
         _log.error("job.error", exc_info=error, step=work.step)
+        report(error, job_id=str(work.job.id), step=work.step, attempt=work.job.attempt)
         outcome = await jobs.fail(
             self._pool, work.job, error=said, retry=not isinstance(error, GiveUp)
         )
         self._tally.left.pop(work.job.id, None)
+        JOBS_ENDED.inc(outcome)
         if outcome == "retry":
             self._tally.left[work.job.id] = said
         elif outcome == "failed":

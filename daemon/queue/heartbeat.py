@@ -15,11 +15,12 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from daemon.database import connect, database_errors
-from daemon.errors import FullpassError, LeaseLost
+from daemon.errors import FullpassError, LeaseLost, Sick
 from daemon.logs import get_logger
 from daemon.queue.backoff import Backoff
 from daemon.queue.lease import clock
@@ -31,12 +32,15 @@ if TYPE_CHECKING:
 
     from daemon.database import Connection
     from daemon.queue.lease import Lease
+    from daemon.queue.liveness import Pulse
 
 _log = get_logger()
 _TICK_SECONDS = 0.5
 _STALLED_PAUSE_SECONDS = 30.0
 _DEFECTS_TO_END = 5
 _STACKS_ON_THE_TIMELINE = 6
+_STILL_SECONDS = 30.0
+"""A round holds at most a connect, of ten seconds, and two commands of half a lease."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +55,8 @@ class Heartbeat:
     """Beats for all leases of one worker from `start()` to `stop()`.
 
     `vitals` is called on the beat's own thread and must be quick and thread-safe; its keys are the
-    columns of fullpass.workers. `echo` watches the loop that does the work; `end_process` ends a
-    worker whose loop is blocked for good.
+    columns of fullpass.workers. `echo` watches the loop that does the work, `pulse` the one in it
+    that claims; `end_process` ends a worker in which one of them will not move again.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Heartbeat:
         vitals: Callable[[], dict[str, Any]],
         max_wait_hours: float = 48.0,
         echo: LoopEcho | None = None,
+        pulse: Pulse | None = None,
         end_process: Callable[[], None] | None = None,
     ) -> None:
         self._url = url
@@ -74,6 +79,7 @@ class Heartbeat:
         self._vitals = vitals
         self._max_wait_hours = max_wait_hours
         self._echo = echo
+        self._pulse = pulse
         self._end_process = end_process
         self._kept: dict[UUID, _Kept] = {}
         self._lock = threading.Lock()
@@ -84,11 +90,35 @@ class Heartbeat:
         self._drain_deadline: float | None = None
         self._wedged_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._turned_at = time.monotonic()
         self.last_acknowledged: float | None = None
 
     def start(self) -> None:
         """Start beating."""
+        self._turned_at = time.monotonic()
         self._thread.start()
+
+    @property
+    def beating(self) -> bool:
+        """Whether the thread is there and goes round, whatever the database answers it."""
+        still_seconds = time.monotonic() - self._turned_at
+        return self._thread.is_alive() and still_seconds < _STILL_SECONDS + self._lease_seconds
+
+    def require(self) -> None:
+        """Raise Sick when nothing beats any more: what claims next could not keep its leases."""
+        if not self.beating:
+            raise Sick("the heartbeat's thread has stopped: no lease of this worker can be kept")
+
+    @property
+    def acknowledged_age_seconds(self) -> float | None:
+        """How long ago the database last acknowledged a beat; None: never yet."""
+        at = self.last_acknowledged
+        return None if at is None else clock() - at
+
+    @property
+    def jobs(self) -> int:
+        """How many leases are kept."""
+        return len(self._kept)
 
     def stop(self) -> None:
         """Stop beating and wait for the thread, a second if it hangs on a frozen link."""
@@ -148,6 +178,7 @@ class Heartbeat:
         backoff = Backoff(longest_seconds=max(self._beat_seconds, 1.0))
         next_beat = clock()
         while not self._stopped.is_set():
+            self._turned_at = time.monotonic()
             if self._echo is not None:
                 self._echo.ask()
             try:
@@ -191,7 +222,7 @@ class Heartbeat:
         if self._echo is not None:
             vitals["loop_lag_ms"] = self._echo.take_lag_ms()
         sent_at = clock()
-        with database_errors():
+        with database_errors(protocol=True):
             rows = await connection.fetch(
                 "select job_id, verdict from fullpass.beat($1, $2, $3, $4, $5)",
                 self._worker_id,
@@ -232,7 +263,8 @@ class Heartbeat:
         if self._echo is None or self._end_process is None:
             return
         blocked = self._echo.silent_seconds > max(1.0, 2 * _TICK_SECONDS)
-        if not blocked:
+        stuck = self._pulse is not None and self._pulse.stuck
+        if not (blocked or stuck):
             self._wedged_since = None
             return
         drained_late = self._drain_deadline is not None and clock() > self._drain_deadline
@@ -249,6 +281,7 @@ class Heartbeat:
         _log.critical(
             "worker.wedged",
             silent_seconds=round(self._echo.silent_seconds, 1),
+            claims_late_seconds=round(self._pulse.late_seconds, 1) if self._pulse else None,
             stacks=stacks(self._echo.loop),
         )
         self._end_process()

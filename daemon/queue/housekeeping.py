@@ -22,7 +22,7 @@ _PRUNINGS = 20
 
 async def keep_house(pool: Pool, *, retention_days: int) -> None:
     """Put users back in line who have jobs and no place; drop reply bodies and events by age."""
-    with database_errors():
+    with database_errors(protocol=True):
         missing = await pool.fetchval("select fullpass.mend_queue()")
     if missing:
         _log.warning("queue.mended", users=missing)
@@ -39,7 +39,7 @@ async def prune(pool: Pool, *, retention_days: int) -> dict[str, int]:
 
     Totals of tokens and cost stay (PIPELINE_RETENTION_DAYS). Returns how many of each were dropped.
     """
-    with database_errors():
+    with database_errors(protocol=True):
         dropped: dict[str, int] = json.loads(
             await pool.fetchval("select fullpass.prune($1, $2)", retention_days, _PRUNED_AT_ONCE)
         )

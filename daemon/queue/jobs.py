@@ -68,7 +68,7 @@ async def claim_many(
     only: UUID | None = None,
 ) -> list[Job]:
     """Take up to `limit` due jobs, each of another user."""
-    with database_errors():
+    with database_errors(protocol=True):
         rows = await pool.fetch(
             """
             select id, user_id, storage_path, file_type, attempts, max_attempts, lease_epoch,

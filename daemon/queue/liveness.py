@@ -1,6 +1,7 @@
-"""Whether the worker's event loop is alive, asked from another thread, and what it is doing.
+"""Whether a worker's loops are alive, asked from another thread, and what they are doing.
 
-Owns the echo that measures the loop's lag and the dump of stacks when something hangs. Leaves what
+Owns the echo that measures the event loop's lag, the pulse of the loop that claims, and the dump of
+stacks when something hangs. Leaves what
 to do about it to the heartbeat (promise 6).
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -62,6 +64,34 @@ class LoopEcho:
         """Return the worst lag since this was last asked, in milliseconds."""
         worst, self._worst_seconds = max(self._worst_seconds, self.silent_seconds), 0.0
         return round(worst * 1000, 1)
+
+
+class Pulse:
+    """The claiming loop's own word on when it will have gone round again.
+
+    Its event loop may be well while it waits for something that never comes; then no job is claimed
+    any more, and nothing else would show it. Counts a clock that stands still during suspend: a
+    laptop that wakes has not been stuck.
+    """
+
+    def __init__(self, *, patience_seconds: float) -> None:
+        """`patience_seconds` is what a round may take beyond the wait that it announced."""
+        self._patience_seconds = patience_seconds
+        self._next_at = time.monotonic()
+
+    def expect(self, within_seconds: float) -> None:
+        """Announce the next round within so many seconds."""
+        self._next_at = time.monotonic() + within_seconds
+
+    @property
+    def late_seconds(self) -> float:
+        """How long the next round is overdue; 0 when it is not."""
+        return max(0.0, time.monotonic() - self._next_at)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it is so late that it will not come."""
+        return self.late_seconds > self._patience_seconds
 
 
 def patience_seconds(step: str, settings: Settings) -> float:

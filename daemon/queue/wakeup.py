@@ -53,6 +53,8 @@ class Wakeup:
         self._broken = asyncio.Event()
         self._connection: Connection | None = None
         self._listening: asyncio.Task[None] | None = None
+        self.echoing = False
+        """Whether the last echo was heard; with no pool to send one by, whether it listens."""
 
     @property
     def listening(self) -> bool:
@@ -82,6 +84,7 @@ class Wakeup:
         self._drop()
 
     def _drop(self) -> None:
+        self.echoing = False
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
@@ -108,6 +111,9 @@ class Wakeup:
                 _log.warning("listen.deaf")
             except FullpassError as error:
                 _log.warning("listen.failed", error=str(error))
+            except Exception:  # noqa: BLE001
+                # Whatever it was: a listener that is gone for good would look like a quiet queue.
+                _log.exception("listen.broken")
             self._drop()
             await asyncio.sleep(backoff.next_seconds())
 
@@ -124,6 +130,7 @@ class Wakeup:
         if not self.listening:
             return False
         if self._pool is None:
+            self.echoing = True
             return True
         self._heard.clear()
         with database_errors():
@@ -131,4 +138,5 @@ class Wakeup:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ECHO_TIMEOUT_SECONDS):
                 await self._heard.wait()
-        return self._heard.is_set()
+        self.echoing = self._heard.is_set()
+        return self.echoing

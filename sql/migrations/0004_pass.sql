@@ -3,9 +3,14 @@
 -- Progress of a pass, as the app sees it. Percent only grows. Call it under fullpass.hold().
 -- p_advanced says that something was saved which no later attempt need do again. That, or a receipt,
 -- is what tells a job that goes on from one that only starts over: entering a step is not.
+-- p_seconds_left is how long the pass will still take, as far as can be said (null: it cannot).
+alter table fullpass.passes
+    add column if not exists expected_end timestamptz;  -- where the work stands, by its own estimate
+drop function if exists fullpass.progress(uuid, text, int, text, int, int, boolean);
 create or replace function fullpass.progress(
     p_job uuid, p_step text, p_percent int, p_stage text,
-    p_conversations int default null, p_messages int default null, p_advanced boolean default false
+    p_conversations int default null, p_messages int default null,
+    p_advanced boolean default false, p_seconds_left float8 default null
 ) returns void language plpgsql as $$
 declare
     v_user uuid;
@@ -19,6 +24,7 @@ begin
     where id = p_job returning user_id, progress into v_user, v_percent;
     update fullpass.passes set
         last_progress_at = clock_timestamp(),
+        expected_end = clock_timestamp() + make_interval(secs => p_seconds_left),
         advanced_at = case when p_advanced then clock_timestamp() else advanced_at end
     where job_id = p_job;
     perform fullpass.show_profile(v_user, 'processing', v_percent, p_stage);

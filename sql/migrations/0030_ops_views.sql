@@ -127,7 +127,8 @@ select j.id as job_id, j.user_id, j.storage_path, j.current_step as step,
        extract(epoch from j.lease_expires_at - now())::float8 as lease_left_seconds,
        o.read as chunks_read, n.unread as chunks_unread,
        round(o.read / nullif(o.read + n.unread, 0)::numeric, 4)::float8 as coverage,
-       (n.unread * extract(epoch from now() - t.at) / nullif(o.read_now, 0))::float8
+       case when p.expected_end is not null
+            then greatest(0, extract(epoch from p.expected_end - now())) end::float8
            as seconds_left,
        m.calls_per_minute, coalesce(c.calls, 0) as calls,
        coalesce(c.cost_usd, 0)::float8 as cost_usd, coalesce(c.unpriced_calls, 0) as unpriced_calls,
@@ -135,14 +136,8 @@ select j.id as job_id, j.user_id, j.storage_path, j.current_step as step,
 from public.processing_jobs j
 left join fullpass.passes p on p.job_id = j.id
 left join fullpass.workers w on w.worker_id = j.worker_id
-left join lateral (
-    select e.at from fullpass.job_events e
-    where e.job_id = j.id and e.event = 'step.started' and e.step = 'extract_facts'
-      and e.at >= p.claimed_at
-    order by e.id desc limit 1
-) as t on true
 cross join lateral (
-    select count(*)::int as read, (count(*) filter (where o.created_at >= t.at))::int as read_now
+    select count(*)::int as read
     from fullpass.chunk_outcomes o where o.job_id = j.id and o.outcome <> 'failed'
 ) as o
 cross join lateral (
@@ -161,7 +156,7 @@ cross join lateral (
 ) as c
 where j.status = 'processing';
 comment on view fullpass.ops_running is
-'Every pass at work now: step, percent, worker, chunks read and still to read, time left for reading, cost so far. When to look: somebody asks whether theirs is moving. What to do: progress_age_seconds grows past a few minutes, or lease_left_seconds is below 0: see ops_stuck for that job.';
+'Every pass at work now: step, percent, worker, chunks read and still to read, time left (null: it cannot be said), cost so far. When to look: somebody asks whether theirs is moving. What to do: progress_age_seconds grows past a few minutes, or lease_left_seconds is below 0: see ops_stuck for that job.';
 
 create or replace view fullpass.ops_stuck as
 select j.id as job_id, j.user_id, j.status, j.current_step as step, j.worker_id,

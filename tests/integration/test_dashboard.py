@@ -89,8 +89,8 @@ def test_the_first_page_answers_what_is_asked_at_night(web: httpx.Client, site: 
         r"LOOK 5c1e0000-0000-4000-8000-000000000004 is stuck: its worker is gone and no other has "
         r"taken it up; start a worker",
         r"4 running 6 due, oldest for \d+ min",
-        r"280 of 612 chunks · .* left to read",
-        r"extract_facts \d+ min \d\d s so far left to read about",  # the waterfall
+        r"280 of 612 chunks · .* left",
+        r"extract_facts \d+ min \d\d s so far still to come about",  # the waterfall
         r"its worker is lost; the next claim takes it up",
         r"163 MB of 512 3 of 3",
         r"1 of 2, held by memory",

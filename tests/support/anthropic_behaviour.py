@@ -81,6 +81,8 @@ class Behaviour:
     # Time: fixed, or log-normal around its median when sigma is not 0
     latency_seconds: float = 0.0
     latency_sigma: float = 0.0
+    seconds_per_output_token: float = 0.0
+    """Besides, for what is said."""
 
     # Faults
     faults: dict[Fault, float] | None = None

@@ -419,6 +419,7 @@ class AnthropicServer(LoopbackServer):
         usage = self._cache.usage(counted, call.model)
         spoken = Spoken(body, answered, how, step.fault, usage, limits)
         reply, accounted = spoken.reply()
+        await asyncio.sleep(how.seconds_per_output_token * accounted["output_tokens"])
         self._allowances.spend_output(accounted["output_tokens"])
         return reply, update(call, **accounted)
 

@@ -78,16 +78,25 @@ _COLOURS = ("amber", "violet", "crimson", "teal", "ochre", "indigo", "silver", "
 
 
 def planted_export(
-    *, conversations: int, facts_each: int = 3, filler_words: int = 120, seed: int = 7
+    *,
+    conversations: int,
+    facts_each: int | Sequence[int] = 3,
+    filler_words: int = 120,
+    seed: int = 7,
 ) -> PlantedExport:
-    """Make an export in which each conversation states `facts_each` facts that occur nowhere else."""
+    """Make an export in which each conversation states `facts_each` facts that occur nowhere else.
+
+    Of several numbers, conversations take turns.
+    """
     dice = random.Random(seed)
     made: list[dict[str, Any]] = []
     truth: list[Planted] = []
     number = 0
     for c in range(conversations):
         turns: list[Turn] = []
-        for _ in range(facts_each):
+        for _ in range(
+            facts_each if isinstance(facts_each, int) else facts_each[c % len(facts_each)]
+        ):
             number += 1
             category, sentence, statement = _THINGS[number % len(_THINGS)]
             words = {"a": _COLOURS[number % len(_COLOURS)], "n": number + 100}

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daemon.logs import configure_logs
+from daemon.ops.health_server import health_port
 from daemon.settings import load_settings
 from daemon.worker import Worker
 from tests.support.worker_process import environment
@@ -128,7 +129,8 @@ def main() -> None:
     configure_logs(log_format="json")
     assert settings.database_url is not None
     worker = Worker(settings, settings.database_url, run_pass=short_pass)
-    asyncio.run(worker.run(once="--once" in sys.argv))
+    with health_port(settings, worker.signs):
+        asyncio.run(worker.run(once="--once" in sys.argv))
 
 
 if __name__ == "__main__":

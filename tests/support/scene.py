@@ -78,8 +78,8 @@ insert into public.processing_jobs (id, user_id, storage_path, run_at, created_a
 select gen_random_uuid(), md5('due' || n)::uuid, 'exports/due/' || n || '.zip',
        now() - make_interval(secs => n * 20), now() - make_interval(secs => n * 20)
 from generate_series(1, 6) as n;
-insert into fullpass.passes (job_id, user_id, source, claimed_at, last_progress_at)
-select id, user_id, 'chatgpt', started_at, now() - interval '2 seconds'
+insert into fullpass.passes (job_id, user_id, source, claimed_at, last_progress_at, expected_end)
+select id, user_id, 'chatgpt', started_at, now() - interval '2 seconds', now() + interval '4 minutes'
 from public.processing_jobs where status = 'processing';
 insert into fullpass.job_events (job_id, at, event, step, attempt, lease_epoch, worker_id, data)
 select j.id, j.started_at + make_interval(secs => e.after), e.event, e.step, 1, 1, j.worker_id,

@@ -68,6 +68,8 @@ CONTRACT_DEFAULTS = {
     "log_format": None,
     "log_level": "INFO",
     "health_port": None,
+    "otel_exporter_otlp_endpoint": None,
+    "sentry_dsn": None,
     "dashboard_token": None,
     "pipeline_retention_days": 30,
     "max_wait_hours": 48,

@@ -110,7 +110,7 @@ def _pass(job: Account, steps: Rows) -> str:
         told.append(f"{job['chunks_read']:,} of {to_read:,} chunks")
     told.append(f"for {span(job['age_seconds'])}")
     if job["seconds_left"]:
-        told.append(f"about {span(job['seconds_left'])} left to read")
+        told.append(f"about {span(job['seconds_left'])} left")
     told.append(f"${job['cost_usd']:.4f}, {job['calls']:,} calls")
     told.append(f"by {plain_text(job['worker_id'] or 'nobody', most=60)}")
     if job["lease_left_seconds"] is not None and job["lease_left_seconds"] < 0:
@@ -145,7 +145,7 @@ def waterfall(steps: Rows, age_seconds: float | None, *, left_seconds: float | N
     ]  # fmt: skip
     if left_seconds:
         ahead = lane(until, left_seconds, total, kind="ahead")
-        rows.append(_step("left to read", ahead, f"about {span(left_seconds)}"))
+        rows.append(_step("still to come", ahead, f"about {span(left_seconds)}"))
     return f'<ol class="steps" aria-label="Steps">{"".join(rows)}</ol>'
 
 

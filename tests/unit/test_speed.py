@@ -1,0 +1,73 @@
+"""How long things take: learned from calls of any length, and said in round words."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from daemon.fullpass.time_left import in_words
+from daemon.llm.speed import Speeds
+
+MODEL = "claude-haiku-5-5"
+
+
+def test_a_model_never_called_is_taken_to_be_as_quick_as_models_are() -> None:
+    assert Speeds().seconds(MODEL, 500) == pytest.approx(6.0)
+
+
+def test_replies_of_one_length_scale_what_is_supposed_of_longer_ones() -> None:
+    speeds = Speeds()
+    for _ in range(20):
+        speeds.seen(MODEL, 100, 4.0)  # supposed: 2
+    assert speeds.seconds(MODEL, 100) == pytest.approx(4.0)
+    assert speeds.seconds(MODEL, 1100) == pytest.approx(24.0, rel=0.05)
+
+
+@pytest.mark.parametrize(("first", "a_token"), [(0.5, 0.02), (2.0, 0.0), (0.0, 0.01)])
+def test_replies_of_many_lengths_tell_the_wait_from_the_rate(first: float, a_token: float) -> None:
+    speeds, dice = Speeds(), random.Random(7)
+    for _ in range(60):
+        tokens = dice.randint(50, 900)
+        speeds.seen(MODEL, tokens, (first + a_token * tokens) * dice.uniform(0.9, 1.1))
+    for tokens in (100, 500, 3000):
+        assert speeds.seconds(MODEL, tokens) == pytest.approx(first + a_token * tokens, rel=0.25)
+
+
+def test_a_provider_that_slows_down_is_believed_and_other_models_are_not_concerned() -> None:
+    speeds = Speeds()
+    for seconds in (2.0, 6.0):
+        for _ in range(80):
+            speeds.seen(MODEL, 100, seconds)
+    assert 5.0 < speeds.seconds(MODEL, 100) <= 6.0
+    assert speeds.knows(MODEL)
+    assert not speeds.knows("claude-sonnet-5-5")
+    assert speeds.seconds("claude-sonnet-5-5", 100) == pytest.approx(2.0)
+
+
+def test_figures_that_make_no_sense_never_say_less_than_nothing() -> None:
+    speeds = Speeds()
+    for tokens, seconds in ((0, 0.0), (0, 0.0), (10, 0.0), (1000, 0.0)):
+        speeds.seen(MODEL, tokens, seconds)
+    assert speeds.seconds(MODEL, 500) >= 0.0
+    speeds.seen(MODEL, 0, 100.0)
+    assert speeds.seconds(MODEL, 10_000) >= 0.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "less than a minute left"),
+        (49, "less than a minute left"),
+        (50, "about 1 minute left"),
+        (100, "about 2 minutes left"),
+        (580, "about 10 minutes left"),
+        (13 * 60, "about 15 minutes left"),
+        (3_300, "about 55 minutes left"),
+        (3_540, "about 1 hour left"),
+        (5_500, "about 2 hours left"),
+        (36_000, "about 10 hours left"),
+    ],
+)
+def test_time_is_said_as_people_say_it(seconds: float, said: str) -> None:
+    assert in_words(seconds) == said
