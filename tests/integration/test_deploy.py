@@ -66,6 +66,8 @@ LEFT_OUT = {
     "smtp_url": "the app's choice",
     "email_from": "the app's choice",
     "email_templates": "the app's choice",
+    "otel_exporter_otlp_endpoint": "needs an extra and a collector",
+    "sentry_dsn": "needs an extra and an account",
     "log_level": "INFO is meant for production",
     "dashboard_token": "a worker serves no dashboard",
     "health_port": "a background worker has no inbound traffic",
