@@ -6,11 +6,11 @@ Readers turn every format into these frozen values; nothing above `export/` know
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime  # noqa: TC003 - a report is read from its annotations
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
 Source = Literal["chatgpt", "claude", "gemini"]
 
@@ -79,6 +79,8 @@ class ReadReport:
     members: list[str] = field(default_factory=list)
     bytes_read: int = 0
     bytes_total: int = 0
+    newest: datetime | None = None
+    """When a conversation of this export was last updated: how far the export goes."""
     whole: bool = False
     """True once every conversation was read and nothing was damaged or cut short (promise 10)."""
 
