@@ -262,6 +262,8 @@ class ObjectScanner:
         None when it was a `null`: nothing stands there, and nothing is lost.
         """
         start = self._base + self._position
+        while len(self._window) - self._position < _SIGNATURE_OVERLAP_BYTES and self._more():
+            pass  # what the value is must not depend on where a piece of the file ended
         scalar = _SCALAR_VALUE.match(self._window, self._position)
         if scalar is not None and scalar.end() < len(self._window):
             after = _SPACE.match(self._window, scalar.end())
@@ -366,13 +368,21 @@ class ObjectScanner:
 
     def _oversized(self, start: int, at: int, depth: int, *, in_string: bool) -> Span:
         """Begin an object beyond the limit, unless another begins where it should have ended."""
-        found = self._starts.search(self._window, self._position + 1, at)
+        found = self._start_after(self._position + 1, at)
         if found is not None:
-            self._rescanned_bytes += at - found.start()
-            self._position = found.start()
+            self._rescanned_bytes += at - found
+            self._position = found
             return Span(self._ordinal, start, self._base + self._position, "it has no end")
         self._large = (at, depth, in_string)
         return Span(self._ordinal, start, self._base + at, large=True)
+
+    def _start_after(self, begin: int, end: int) -> int | None:
+        """Return where another object begins; one after a colon or a bracket is part of this."""
+        for found in self._starts.finditer(self._window, begin, end):
+            before = self._window[max(0, found.start() - 64) : found.start()].rstrip()
+            if not before.endswith((b":", b"[")):
+                return found.start()
+        return None
 
     def pieces(self) -> Iterator[bytes]:
         """Give out the large object that `next_span` met, to its end or the next likely start.
@@ -405,9 +415,9 @@ class ObjectScanner:
                     self.closed = True
                 yield block[:end_in_block]
                 return
-            found = self._starts.search(self._window, search_from, at + len(block))
+            found = self._start_after(search_from, at + len(block))
             if found is not None:
-                self._position = found.start()
+                self._position = found
                 self.problem = "it has no end"
                 return
             at += len(block)
