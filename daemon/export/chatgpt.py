@@ -224,6 +224,8 @@ class ChatGPTReader:
 
         Yields nothing at all where the person asked not to be remembered.
         """
+        created, updated = time_of(export.create_time), time_of(export.update_time)
+        self._report.reaches(updated)
         if self._forgotten(export):
             self._report.forgotten += 1
             return
@@ -233,7 +235,6 @@ class ChatGPTReader:
                 (context if message.role == "instructions" or not message.id else messages).append(
                     message
                 )
-        created, updated = time_of(export.create_time), time_of(export.update_time)
         for message in context:
             entry = self._context_entry(message, created, place)
             if entry is not None:

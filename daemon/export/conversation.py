@@ -80,7 +80,7 @@ class ReadReport:
     bytes_read: int = 0
     bytes_total: int = 0
     newest: datetime | None = None
-    """When a conversation of this export was last updated: how far the export goes."""
+    """When a conversation of this export, read or not, was last updated: how far it goes."""
     whole: bool = False
     """True once every conversation was read and nothing was damaged or cut short (promise 10)."""
 
@@ -96,6 +96,11 @@ class ReadReport:
         if kind not in self.unknown_content_types and len(self.unknown_content_types) >= 50:
             kind = "other"
         self.unknown_content_types[kind] = self.unknown_content_types.get(kind, 0) + 1
+
+    def reaches(self, updated_at: datetime | None) -> None:
+        """Note that the export holds a conversation as it was at that time."""
+        if updated_at is not None and (self.newest is None or updated_at > self.newest):
+            self.newest = updated_at
 
     def damage(self, place: str, reason: str) -> None:
         """Count one unreadable thing and keep its account while there is room."""

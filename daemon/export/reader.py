@@ -242,8 +242,7 @@ class ExportReader:
                 key = int.from_bytes(blake2b(conversation.id.encode(), digest_size=8).digest())
                 updated = conversation.updated_at
                 at = updated.timestamp() if updated is not None else 0.0
-                if updated is not None and (report.newest is None or updated > report.newest):
-                    report.newest = updated
+                report.reaches(updated)
                 known = self._latest.get(key)
                 first = known is None
                 if known is not None:

@@ -220,6 +220,17 @@ async def test_a_newer_export_of_unchanged_text_lets_go_of_what_it_left_out(
     assert {c["conversation_id"] for c in await chunks_of(db, user)} == {"conv-0"}
 
 
+async def test_what_is_no_more_to_be_remembered_goes_though_it_was_the_latest(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = [conversation(0, [("user", "I prefer tea.")]), conversation(1, [("user", "Rain.")])]
+    user = uuid.uuid4()
+    await passed(db, database_url, tmp_path / "c.json", export, user)
+    export[1]["is_do_not_remember"] = True
+    await passed(db, database_url, tmp_path / "c.json", export, user)
+    assert {c["conversation_id"] for c in await chunks_of(db, user)} == {"conv-0"}
+
+
 async def test_chunks_the_app_deleted_are_stored_again(
     db: Any, database_url: str, tmp_path: Path
 ) -> None:
