@@ -99,6 +99,7 @@ class ObjectScanner:
         self._learnt = False
         self._likely: re.Pattern[bytes] | None = None
         self._mark = b""
+        self._searched = 0
         self._wrapped = False
         self.closed = False
         """True once the text came to its proper end: the array's `]`, or the only object's `}`."""
@@ -295,9 +296,7 @@ class ObjectScanner:
     def _guess(self) -> Span | None:
         """Take what stands before the next likely start for the object; None where none is near."""
         begin = self._position
-        search_from = begin + 1
-        while (at := self._likely_start(search_from)) < 0:
-            search_from = max(search_from, len(self._window) - _SIGNATURE_OVERLAP_BYTES)
+        while (at := self._likely_start(begin + 1)) < 0:
             if len(self._window) - begin > min(_GUESSED_BYTES, self._object_bytes):
                 return None
             if self._likely is None or not self._more():
@@ -310,12 +309,17 @@ class ObjectScanner:
         return Span(self._ordinal, self._base + begin, self._base + end, guessed=True)
 
     def _likely_start(self, at: int) -> int:
-        """Return where, from `at` on, something begins as the learnt object does, else -1."""
+        """Return where, from `at` on, something begins as the learnt object does, else -1.
+
+        No stretch is searched twice: objects may be tiny and the next likely start far away.
+        """
         if self._likely is None:
             return -1
-        at = self._window.find(self._mark, at)
+        at = self._window.find(self._mark, max(at, self._searched - self._base))
         while at >= 0 and self._likely.match(self._window, at) is None:
             at = self._window.find(self._mark, at + 1)
+        kept = len(self._window) - _SIGNATURE_OVERLAP_BYTES
+        self._searched = self._base + (at if at >= 0 else max(0, kept))
         return at
 
     def _object(self) -> Span:
