@@ -224,6 +224,8 @@ class ChatGPTReader:
 
         Yields nothing at all where the person asked not to be remembered.
         """
+        created, updated = time_of(export.create_time), time_of(export.update_time)
+        self._report.reaches(updated)
         if self._forgotten(export):
             self._report.forgotten += 1
             return
@@ -233,7 +235,6 @@ class ChatGPTReader:
                 (context if message.role == "instructions" or not message.id else messages).append(
                     message
                 )
-        created, updated = time_of(export.create_time), time_of(export.update_time)
         for message in context:
             entry = self._context_entry(message, created, place)
             if entry is not None:
@@ -336,7 +337,7 @@ class ChatGPTReader:
             return
         if recipient == "bio" or name == "bio":
             text = any_text(content)
-            message_id = identifier(raw.id) or key
+            message_id = _message_id(raw, key)
             if text and fold(text) != _BIO_RECEIPT:
                 at = time_of(raw.create_time)
                 yield Message(id=message_id, role="memory", text=text, at=at)
@@ -364,7 +365,7 @@ class ChatGPTReader:
             text = any_text(content)
         text = strip_citations(text).strip()
         if text:
-            message_id = identifier(raw.id) or key
+            message_id = _message_id(raw, key)
             yield Message(id=message_id, role=speaker, text=text, at=time_of(raw.create_time))
 
     def _context(
@@ -402,6 +403,11 @@ class ChatGPTReader:
             created_at=message.at or met_at,
             place=place,
         )
+
+
+def _message_id(raw: _Message, key: str) -> str:
+    """Name a message by its own id, else by its node's key, which may be any text at all."""
+    return identifier(raw.id) or identifier(key) or short_hash(key)
 
 
 def _moment(node: _Node) -> float:

@@ -6,11 +6,11 @@ Readers turn every format into these frozen values; nothing above `export/` know
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime  # noqa: TC003 - a report is read from its annotations
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
 Source = Literal["chatgpt", "claude", "gemini"]
 
@@ -79,6 +79,8 @@ class ReadReport:
     members: list[str] = field(default_factory=list)
     bytes_read: int = 0
     bytes_total: int = 0
+    newest: datetime | None = None
+    """When a conversation of this export, read or not, was last updated: how far it goes."""
     whole: bool = False
     """True once every conversation was read and nothing was damaged or cut short (promise 10)."""
 
@@ -94,6 +96,11 @@ class ReadReport:
         if kind not in self.unknown_content_types and len(self.unknown_content_types) >= 50:
             kind = "other"
         self.unknown_content_types[kind] = self.unknown_content_types.get(kind, 0) + 1
+
+    def reaches(self, updated_at: datetime | None) -> None:
+        """Note that the export holds a conversation as it was at that time."""
+        if updated_at is not None and (self.newest is None or updated_at > self.newest):
+            self.newest = updated_at
 
     def damage(self, place: str, reason: str) -> None:
         """Count one unreadable thing and keep its account while there is room."""

@@ -181,7 +181,8 @@ def cells(read: Callable[[int], bytes], *, cell_bytes: int) -> Iterator[tuple[by
             break
         window += piece
     ended = b"</html>" in window[-200:].lower() or b"</body>" in window[-200:].lower()
-    if begun:
+    # Of a page that was cut, the last cell may be half an answer, which must replace no whole one.
+    if begun and (ended or window.count(b"<div") <= window.count(b"</div>")):
         yield window, ""
     if not ended:
         yield b"", "cut short"

@@ -85,7 +85,9 @@ class ExportReader:
         report = self.report
         with Archive(self._path, self._name, self._limits) as archive:
             self._archive = archive
-            report.members = [member.name for member in archive.members if member.name][:1000]
+            report.members = [
+                shown(member.name) for member in archive.members[:1000] if member.name
+            ]
             report.bytes_total = archive.bytes_total
             for kind, count in archive.ignored.items():
                 report.ignore(kind, count)
@@ -240,6 +242,7 @@ class ExportReader:
                 key = int.from_bytes(blake2b(conversation.id.encode(), digest_size=8).digest())
                 updated = conversation.updated_at
                 at = updated.timestamp() if updated is not None else 0.0
+                report.reaches(updated)
                 known = self._latest.get(key)
                 first = known is None
                 if known is not None:

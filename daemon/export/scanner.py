@@ -99,6 +99,7 @@ class ObjectScanner:
         self._learnt = False
         self._likely: re.Pattern[bytes] | None = None
         self._mark = b""
+        self._searched = 0
         self._wrapped = False
         self.closed = False
         """True once the text came to its proper end: the array's `]`, or the only object's `}`."""
@@ -262,6 +263,8 @@ class ObjectScanner:
         None when it was a `null`: nothing stands there, and nothing is lost.
         """
         start = self._base + self._position
+        while len(self._window) - self._position < _SIGNATURE_OVERLAP_BYTES and self._more():
+            pass  # what the value is must not depend on where a piece of the file ended
         scalar = _SCALAR_VALUE.match(self._window, self._position)
         if scalar is not None and scalar.end() < len(self._window):
             after = _SPACE.match(self._window, scalar.end())
@@ -293,9 +296,7 @@ class ObjectScanner:
     def _guess(self) -> Span | None:
         """Take what stands before the next likely start for the object; None where none is near."""
         begin = self._position
-        search_from = begin + 1
-        while (at := self._likely_start(search_from)) < 0:
-            search_from = max(search_from, len(self._window) - _SIGNATURE_OVERLAP_BYTES)
+        while (at := self._likely_start(begin + 1)) < 0:
             if len(self._window) - begin > min(_GUESSED_BYTES, self._object_bytes):
                 return None
             if self._likely is None or not self._more():
@@ -308,12 +309,17 @@ class ObjectScanner:
         return Span(self._ordinal, self._base + begin, self._base + end, guessed=True)
 
     def _likely_start(self, at: int) -> int:
-        """Return where, from `at` on, something begins as the learnt object does, else -1."""
+        """Return where, from `at` on, something begins as the learnt object does, else -1.
+
+        No stretch is searched twice: objects may be tiny and the next likely start far away.
+        """
         if self._likely is None:
             return -1
-        at = self._window.find(self._mark, at)
+        at = self._window.find(self._mark, max(at, self._searched - self._base))
         while at >= 0 and self._likely.match(self._window, at) is None:
             at = self._window.find(self._mark, at + 1)
+        kept = len(self._window) - _SIGNATURE_OVERLAP_BYTES
+        self._searched = self._base + (at if at >= 0 else max(0, kept))
         return at
 
     def _object(self) -> Span:
@@ -366,13 +372,21 @@ class ObjectScanner:
 
     def _oversized(self, start: int, at: int, depth: int, *, in_string: bool) -> Span:
         """Begin an object beyond the limit, unless another begins where it should have ended."""
-        found = self._starts.search(self._window, self._position + 1, at)
+        found = self._start_after(self._position + 1, at)
         if found is not None:
-            self._rescanned_bytes += at - found.start()
-            self._position = found.start()
+            self._rescanned_bytes += at - found
+            self._position = found
             return Span(self._ordinal, start, self._base + self._position, "it has no end")
         self._large = (at, depth, in_string)
         return Span(self._ordinal, start, self._base + at, large=True)
+
+    def _start_after(self, begin: int, end: int) -> int | None:
+        """Return where another object begins; one after a colon or a bracket is part of this."""
+        for found in self._starts.finditer(self._window, begin, end):
+            before = self._window[max(0, found.start() - 64) : found.start()].rstrip()
+            if not before.endswith((b":", b"[")):
+                return found.start()
+        return None
 
     def pieces(self) -> Iterator[bytes]:
         """Give out the large object that `next_span` met, to its end or the next likely start.
@@ -405,9 +419,9 @@ class ObjectScanner:
                     self.closed = True
                 yield block[:end_in_block]
                 return
-            found = self._starts.search(self._window, search_from, at + len(block))
+            found = self._start_after(search_from, at + len(block))
             if found is not None:
-                self._position = found.start()
+                self._position = found
                 self.problem = "it has no end"
                 return
             at += len(block)

@@ -239,7 +239,7 @@ class _Download:
     async def run(self) -> None:
         """Download all of it, or raise what its caller should do."""
         host = urlsplit(self._wanted.url).hostname
-        idle = 0
+        idle = furthest = 0
         async with httpx.AsyncClient(
             verify=_tls(),
             timeout=self._timeout,
@@ -247,7 +247,6 @@ class _Download:
             headers={**self._wanted.headers, "Accept-Encoding": "identity"},
         ) as client:
             while True:
-                before = self.done_bytes
                 try:
                     if await self._request(client):
                         return
@@ -259,7 +258,9 @@ class _Download:
                 except httpx.TransportError as error:
                     failure = f"the link broke ({type(error).__name__})"
                 self._check()
-                idle = 0 if self.done_bytes > before else idle + 1
+                # What is brought a second time, from the start, is no progress.
+                idle = 0 if self.done_bytes > furthest else idle + 1
+                furthest = max(furthest, self.done_bytes)
                 if idle >= _ATTEMPTS_WITHOUT_PROGRESS:
                     self._give_up(failure)
                 await asyncio.sleep(_FIRST_PAUSE_SECONDS * 2**idle)

@@ -202,7 +202,7 @@ async def _finish(work: Pass, report: ReadReport, etag: str | None) -> None:
     """Close the reading: account for it, and let go of what a whole, newer export left out."""
     removed = 0
     async with work.lease.fenced() as connection:
-        if report.whole and not await _is_older(work, connection):
+        if report.whole and not await _is_older(work, report, connection):
             removed = await connection.fetchval(
                 "select fullpass.remove_vanished($1, $2, $3)",
                 work.job.id, work.job.user_id, work.source,
@@ -226,7 +226,7 @@ async def _finish(work: Pass, report: ReadReport, etag: str | None) -> None:
             update fullpass.passes set ingested_at = clock_timestamp(), source = $2, ingest = $3
             where job_id = $1
             """,
-            work.job.id, work.source, json.dumps(account),
+            work.job.id, work.source, json.dumps(account, default=str),
         )  # fmt: skip
         await report_progress(
             work, connection, share=1.0, conversations=report.conversations,
@@ -238,20 +238,20 @@ async def _finish(work: Pass, report: ReadReport, etag: str | None) -> None:
     )  # fmt: skip
 
 
-async def _is_older(work: Pass, connection: Connection) -> bool:
+async def _is_older(work: Pass, report: ReadReport, connection: Connection) -> bool:
     """Whether what is stored goes further than this export: an old file uploaded again.
 
-    From an older export nothing may be concluded about what the person deleted.
+    From an older export nothing may be concluded about what the person deleted. Judged by the
+    export itself: of a conversation that it holds, a later state may be stored, or an earlier one
+    where nothing but the time of its last update changed.
     """
     return bool(
         await connection.fetchval(
             """
-            select coalesce(
-                max(updated_at) filter (where last_job <> $3)
-                    > max(updated_at) filter (where last_job = $3),
-                false)
-            from fullpass.conversations where user_id = $1 and source = $2
+            select exists (
+                select from fullpass.conversations
+                where user_id = $1 and source = $2 and last_job <> $3 and updated_at > $4)
             """,
-            work.job.user_id, work.source, work.job.id,
+            work.job.user_id, work.source, work.job.id, report.newest,
         )
     )  # fmt: skip

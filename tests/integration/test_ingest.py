@@ -193,6 +193,44 @@ async def test_an_older_export_uploaded_again_neither_replaces_nor_removes(
     assert [dict(c) for c in await chunks_of(db, user)] == before
 
 
+async def test_an_older_export_is_known_as_such_whatever_state_of_it_is_stored(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    """The conversation that both exports hold went on after all the others had begun."""
+    turns = [("user", "I prefer tea.")]
+    old = [conversation(0, turns)]
+    new = [conversation(0, [*turns, ("user", "Oolong.")]), conversation(1, [("user", "Rain.")])]
+    new[0]["update_time"] = new[1]["update_time"] + 1000
+    user = uuid.uuid4()
+    await passed(db, database_url, tmp_path / "c.json", new, user)
+    before = [dict(c) for c in await chunks_of(db, user)]
+    await passed(db, database_url, tmp_path / "c2.json", old, user)
+    assert [dict(c) for c in await chunks_of(db, user)] == before
+
+
+async def test_a_newer_export_of_unchanged_text_lets_go_of_what_it_left_out(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = [conversation(0, [("user", "I prefer tea.")]), conversation(1, [("user", "Rain.")])]
+    user = uuid.uuid4()
+    await passed(db, database_url, tmp_path / "c.json", export, user)
+    kept = export[0]
+    kept["update_time"] = export[1]["update_time"] + 1000  # archived, say
+    await passed(db, database_url, tmp_path / "c2.json", [kept], user)
+    assert {c["conversation_id"] for c in await chunks_of(db, user)} == {"conv-0"}
+
+
+async def test_what_is_no_more_to_be_remembered_goes_though_it_was_the_latest(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = [conversation(0, [("user", "I prefer tea.")]), conversation(1, [("user", "Rain.")])]
+    user = uuid.uuid4()
+    await passed(db, database_url, tmp_path / "c.json", export, user)
+    export[1]["is_do_not_remember"] = True
+    await passed(db, database_url, tmp_path / "c.json", export, user)
+    assert {c["conversation_id"] for c in await chunks_of(db, user)} == {"conv-0"}
+
+
 async def test_chunks_the_app_deleted_are_stored_again(
     db: Any, database_url: str, tmp_path: Path
 ) -> None:

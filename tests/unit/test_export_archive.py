@@ -192,6 +192,13 @@ def test_a_zip_that_lost_its_directory_still_gives_its_members(tmp_path: Path) -
     assert report.damages == ["conversations.json: the zip is cut short or has lost its directory"]
 
 
+def test_names_of_members_can_be_stored(tmp_path: Path) -> None:
+    """A name read from a local header may hold anything, NUL among it, which Postgres refuses."""
+    whole = zipped({"a-b/conversations.json": shard("a")}).replace(b"a-b/", b"a\x00b/")
+    _, report = read(tmp_path, whole[: whole.index(b"PK\x01\x02")])
+    assert report.members == ["a?b/conversations.json"]
+
+
 def test_a_streamed_zip_that_lost_its_directory_too(tmp_path: Path) -> None:
     class Pipe(io.RawIOBase):
         """A sink that cannot seek, so that sizes follow the data."""

@@ -306,6 +306,21 @@ def test_message_ids_are_unique_within_a_conversation(tmp_path: Path) -> None:
     assert len({m.id for m in found.messages}) == 4
 
 
+@pytest.mark.parametrize("key", ["a\x00b", "\ud800", "", "\x00"])
+def test_a_message_named_only_by_its_nodes_key_has_an_id_that_can_be_stored(
+    tmp_path: Path, key: str
+) -> None:
+    """Postgres refuses NUL, UTF-8 half a surrogate pair; one without any id is a shared text."""
+    conversation = talk("c", "one", "two")
+    last = conversation["mapping"].pop(conversation["current_node"])
+    del last["message"]["id"]
+    conversation["mapping"][key] = last
+    conversation["current_node"] = key
+    (found,), _ = read(tmp_path, dump([conversation]))
+    assert [m.text for m in found.messages] == ["one", "two"]
+    assert all(m.id and "\x00" not in m.id and m.id.encode() for m in found.messages)
+
+
 def test_a_huge_title_is_cut_to_one_line(tmp_path: Path) -> None:
     (found,), _ = read(tmp_path, dump([talk("c", title="word\n" * 400_000)]))
     assert len(found.title) <= 300

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from daemon.errors import BadExport
+from daemon.export import scanner
 from daemon.export.reader import ExportReader
 from daemon.export.streams import Limits
 from tests.support.export_samples import (
@@ -162,6 +163,21 @@ def test_every_conversation_broken_is_told_and_quick(tmp_path: Path) -> None:
     ):
         read(tmp_path, content, limits=Limits(held_bytes=2**20, message_bytes=2**20))
     assert time.monotonic() - started < 20
+
+
+def test_tiny_objects_unlike_the_first_are_read_in_linear_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None looks like the conversation that was learnt: its like is not sought again for each."""
+    monkeypatch.setattr(scanner, "_BLOCK_BYTES", 64)
+    content = dump([talk("first")])[:-1] + b', {"title": "a", "create_time": 1}' * 60_000 + b"]"
+    started = time.process_time()
+    found, report = read(
+        tmp_path, content.replace(b'{"title": "About', b'{"x": 1, "title": "About')
+    )
+    assert len(found) == 1
+    assert report.empty == 60_000
+    assert time.process_time() - started < 10.0  # it takes half a second; it took forty
 
 
 def test_bytes_that_break_parsers_do_not_break_this_one(tmp_path: Path) -> None:

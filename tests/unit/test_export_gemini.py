@@ -100,6 +100,15 @@ def test_a_page_cut_short_keeps_what_came_before(tmp_path: Path) -> None:
     assert "cut short" in report.damages[0]
 
 
+def test_a_page_cut_anywhere_never_gives_half_an_entry(tmp_path: Path) -> None:
+    content = page(*(("Gemini Apps", f"Prompted no. {i}<br>{AT}<br>Answer {i}.") for i in "123"))
+    whole = {(m.id, m.text) for found in read(tmp_path, content)[0] for m in found.messages}
+    for cut in range(content.index(b"no. 2"), len(content) - len(b"</body></html>"), 7):
+        found, report = read(tmp_path, content[:cut])
+        assert {(m.id, m.text) for c in found for m in c.messages} <= whole
+        assert "cut short" in report.damages[0]
+
+
 def test_takeout_names_its_files_in_the_users_language(tmp_path: Path) -> None:
     content = zipped(
         {

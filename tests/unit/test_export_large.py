@@ -93,6 +93,21 @@ def test_what_waits_on_disk_comes_out_as_what_is_held(tmp_path: Path, sample: st
         assert chunk(one, TIER) == chunk(two, TIER)
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+def test_what_a_large_conversation_holds_may_begin_as_conversations_do(
+    tmp_path: Path, indent: int | None
+) -> None:
+    own = {"uuid": "k", "name": "Talk", "project": {"uuid": "p", "name": "Kites"}}
+    told = {**linked_claude(), **own}
+    told["chat_messages"][0]["files"] = [{"uuid": "f", "name": "sail.pdf"}]
+    content = dump([claude("a"), {**own, **told}, claude("z")], indent=indent)
+    held, account = read(tmp_path, content)
+    large, other = read(tmp_path, content, limits=NOTHING_HELD)
+    assert [c.id for c in held] == ["a", "k", "z"]
+    assert essence(large) == essence(held)
+    assert other == account
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [

@@ -70,6 +70,13 @@ def decodes(scanner: ObjectScanner, span: Span) -> bool:
         return True
 
 
+@pytest.mark.parametrize("size", range(1, 16))
+def test_what_is_no_object_is_the_same_wherever_the_pieces_end(size: int) -> None:
+    found, closed = scanned(pieces(b'[{"a": 1}, null, {"b": 2}, null, null]', [size]))
+    assert found == [{"a": 1}, {"b": 2}]
+    assert closed
+
+
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     objects=OBJECTS,

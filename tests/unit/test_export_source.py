@@ -112,6 +112,16 @@ async def test_an_object_that_changed_meanwhile_is_read_from_the_start(
     assert [r.range for r in storage.requests] == ["", "bytes=70000-", ""]
 
 
+async def test_an_object_that_changes_and_breaks_off_every_time_is_given_up(
+    storage: StorageServer, tmp_path: Path
+) -> None:
+    """What is brought again from the start is no progress: it would go on to the deadline."""
+    storage.behaviour = StorageBehaviour(changing_etag=True, break_after_bytes=70_000)
+    with pytest.raises(TryAgain, match="of 512000 bytes"):
+        await fetch(storage, tmp_path, total_seconds=30.0)
+    assert len(storage.requests) <= 6
+
+
 async def test_a_server_that_ignores_ranges_is_read_from_the_start(
     storage: StorageServer, tmp_path: Path
 ) -> None:
