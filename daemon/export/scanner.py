@@ -19,13 +19,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from daemon.export.brackets import block_at, close
+from daemon.export.starts import OVERLAP_BYTES, SCALAR, STRING, Starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _READ_BYTES = 256 * 1024
 _BLOCK_BYTES = 16 * 1024
-_SIGNATURE_OVERLAP_BYTES = 4096
+_FIRST_BLOCK_BYTES = 1024
+"""Objects may be tiny: none is worth a large block until it is known to be longer."""
 _RESCAN_FACTOR = 4
 _GUESSED_BYTES = 4 * 1024 * 1024
 _BETWEEN_BYTES = 256
@@ -33,28 +35,10 @@ _BETWEEN_BYTES = 256
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 
-_STRING = rb'"(?:[^"\\]++|\\.)*+"'
-_SCALAR = rb"(?:" + _STRING + rb"|[-+.\w]++)"
-_TWO_KEYS = re.compile(
-    rb'\{\s*+("[^"\\]{1,64}")\s*+:\s*+' + _SCALAR + rb'\s*+,\s*+("[^"\\]{1,64}")\s*+:', re.DOTALL
-)
 _WRAPPER_KEYS = frozenset({b'"conversations"', b'"chats"', b'"items"', b'"data"'})
-_KEY = re.compile(rb"\s*+,?\s*+(" + _STRING + rb")\s*+:\s*+", re.DOTALL)
-_SCALAR_VALUE = re.compile(_SCALAR, re.DOTALL)
-_NESTED_VALUE = re.compile(rb"(?:[^\"{}\[\]]++|" + _STRING + rb")*+[{}\[\]]", re.DOTALL)
-
-
-def _starts_with_keys(first: bytes, second: bytes) -> bytes:
-    return (
-        rb"\{\s*+" + re.escape(first) + rb"\s*+:\s*+" + _SCALAR + rb"\s*+,\s*+" + re.escape(second)
-    )
-
-
-_DEFAULT_STARTS = [
-    _starts_with_keys(b'"title"', b'"create_time"'),
-    _starts_with_keys(b'"uuid"', b'"name"'),
-    _starts_with_keys(b'"header"', b'"title"'),
-]
+_KEY = re.compile(rb"\s*+,?\s*+(" + STRING + rb")\s*+:\s*+", re.DOTALL)
+_SCALAR_VALUE = re.compile(SCALAR, re.DOTALL)
+_NESTED_VALUE = re.compile(rb"(?:[^\"{}\[\]]++|" + STRING + rb")*+[{}\[\]]", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +79,7 @@ class ObjectScanner:
         self._large: tuple[int, int, bool] | None = None
         self.problem = ""
         """What was wrong with the last large object, known once its pieces are taken."""
-        self._starts = re.compile(b"|".join(_DEFAULT_STARTS), re.DOTALL)
-        self._learnt = False
-        self._likely: re.Pattern[bytes] | None = None
-        self._mark = b""
+        self._starts = Starts()
         self._searched = 0
         self._wrapped = False
         self.closed = False
@@ -128,17 +109,8 @@ class ObjectScanner:
         return memoryview(self._window)[span.start - self._base : span.end - self._base]
 
     def learn(self, span: Span) -> None:
-        """Take a well-read object's first two keys as the mark by which to find the next one."""
-        if self._learnt:
-            return
-        self._learnt = True
-        found = _TWO_KEYS.match(self._window, span.start - self._base)
-        if found is not None:
-            mark = _starts_with_keys(found.group(1), found.group(2))
-            self._likely = re.compile(mark, re.DOTALL)
-            # As it is written there: a plain search is many times quicker than an expression.
-            self._mark = bytes(self._window[found.start() : found.end(1)])
-            self._starts = re.compile(b"|".join([mark, *_DEFAULT_STARTS]), re.DOTALL)
+        """Take a well-read object's first keys as the mark by which to find the next one."""
+        self._starts.learn(self._window, span.start - self._base)
 
     def measure(self, span: Span) -> Span:
         """Find the true end of the last span, which was guessed and does not decode."""
@@ -148,13 +120,13 @@ class ObjectScanner:
     def reject(self, span: Span) -> int:
         """Give up the last span; go on at the next start inside it. Returns the bytes given up."""
         begin, end = span.start - self._base, span.end - self._base
-        found = self._starts.search(self._window, begin + 1, end)
-        if found is None:
+        found = self._starts.find(self._window, begin + 1, end)
+        if found < 0:
             return span.end - span.start
-        self._rescanned_bytes += end - found.start()
-        self._position = found.start()
+        self._rescanned_bytes += end - found
+        self._position = found
         self.closed = False
-        return found.start() - begin
+        return found - begin
 
     @property
     def offset(self) -> int:
@@ -263,7 +235,7 @@ class ObjectScanner:
         None when it was a `null`: nothing stands there, and nothing is lost.
         """
         start = self._base + self._position
-        while len(self._window) - self._position < _SIGNATURE_OVERLAP_BYTES and self._more():
+        while len(self._window) - self._position < OVERLAP_BYTES and self._more():
             pass  # what the value is must not depend on where a piece of the file ended
         scalar = _SCALAR_VALUE.match(self._window, self._position)
         if scalar is not None and scalar.end() < len(self._window):
@@ -279,11 +251,11 @@ class ObjectScanner:
                 )
         self._position += 1
         while True:
-            found = self._starts.search(self._window, self._position)
-            if found is not None:
-                self._position = found.start()
+            found = self._starts.find(self._window, self._position, len(self._window))
+            if found >= 0:
+                self._position = found
                 break
-            self._position = max(self._position, len(self._window) - _SIGNATURE_OVERLAP_BYTES)
+            self._position = max(self._position, len(self._window) - OVERLAP_BYTES)
             self._drop_before(self._position)
             if not self._more():
                 self._position = len(self._window)
@@ -295,11 +267,13 @@ class ObjectScanner:
 
     def _guess(self) -> Span | None:
         """Take what stands before the next likely start for the object; None where none is near."""
+        if not self._starts.learnt:
+            return None
         begin = self._position
         while (at := self._likely_start(begin + 1)) < 0:
             if len(self._window) - begin > min(_GUESSED_BYTES, self._object_bytes):
                 return None
-            if self._likely is None or not self._more():
+            if not self._more():
                 return None
         between = bytes(self._window[max(begin, at - _BETWEEN_BYTES) : at])
         end = at - len(between) + len(between.rstrip(b", \t\r\n"))
@@ -313,12 +287,8 @@ class ObjectScanner:
 
         No stretch is searched twice: objects may be tiny and the next likely start far away.
         """
-        if self._likely is None:
-            return -1
-        at = self._window.find(self._mark, max(at, self._searched - self._base))
-        while at >= 0 and self._likely.match(self._window, at) is None:
-            at = self._window.find(self._mark, at + 1)
-        kept = len(self._window) - _SIGNATURE_OVERLAP_BYTES
+        at = self._starts.find_alike(self._window, max(at, self._searched - self._base))
+        kept = len(self._window) - OVERLAP_BYTES
         self._searched = self._base + (at if at >= 0 else max(0, kept))
         return at
 
@@ -330,16 +300,18 @@ class ObjectScanner:
         # its brace would otherwise be scanned to the limit again and again.
         walled = self._rescanned_bytes > _RESCAN_FACTOR * self._object_bytes
         wall_from = at + 1
+        size = min(_FIRST_BLOCK_BYTES, _BLOCK_BYTES)
         while True:
-            block = self._block(at)
+            block = self._block(at, size)
             if not block:
                 if self._more():
                     continue
                 return self._cut_short(start)
+            size = _BLOCK_BYTES
             if walled and at + len(block) > wall_from:
-                found = self._starts.search(self._window, wall_from, at + len(block))
-                if found is not None:
-                    self._position = found.start()
+                found = self._starts.find(self._window, wall_from, at + len(block))
+                if found >= 0:
+                    self._position = found
                     end = self._base + self._position
                     return Span(self._ordinal, start, end, "it has no end")
                 wall_from = at + len(block)
@@ -355,38 +327,30 @@ class ObjectScanner:
 
     def _cut_short(self, start: int) -> Span:
         """Account for an end inside an object: a cut, or one brace missing further up."""
-        found = self._starts.search(self._window, self._position + 1)
-        if found is None:
+        found = self._starts.find(self._window, self._position + 1, len(self._window))
+        if found < 0:
             self._position = len(self._window)
             return Span(self._ordinal, start, self.offset, "cut short")
-        self._rescanned_bytes += len(self._window) - found.start()
-        self._position = found.start()
+        self._rescanned_bytes += len(self._window) - found
+        self._position = found
         return Span(self._ordinal, start, self.offset, "it has no end")
 
-    def _block(self, at: int) -> bytes:
+    def _block(self, at: int, size: int) -> bytes:
         """Return the next stretch to count braces in; it never ends inside an escape."""
-        while (block := block_at(self._window, at, _BLOCK_BYTES)) is None:
+        while (block := block_at(self._window, at, size)) is None:
             if not self._more():
                 return bytes(self._window[at:])
         return block
 
     def _oversized(self, start: int, at: int, depth: int, *, in_string: bool) -> Span:
         """Begin an object beyond the limit, unless another begins where it should have ended."""
-        found = self._start_after(self._position + 1, at)
-        if found is not None:
+        found = self._starts.find_beside(self._window, self._position + 1, at)
+        if found >= 0:
             self._rescanned_bytes += at - found
             self._position = found
             return Span(self._ordinal, start, self._base + self._position, "it has no end")
         self._large = (at, depth, in_string)
         return Span(self._ordinal, start, self._base + at, large=True)
-
-    def _start_after(self, begin: int, end: int) -> int | None:
-        """Return where another object begins; one after a colon or a bracket is part of this."""
-        for found in self._starts.finditer(self._window, begin, end):
-            before = self._window[max(0, found.start() - 64) : found.start()].rstrip()
-            if not before.endswith((b":", b"[")):
-                return found.start()
-        return None
 
     def pieces(self) -> Iterator[bytes]:
         """Give out the large object that `next_span` met, to its end or the next likely start.
@@ -401,11 +365,11 @@ class ObjectScanner:
         for begin in range(self._position, at, _READ_BYTES):
             yield bytes(self._window[begin : min(at, begin + _READ_BYTES)])
         while True:
-            kept = max(0, at - _SIGNATURE_OVERLAP_BYTES)
+            kept = max(0, at - OVERLAP_BYTES)
             self._drop_before(kept)
             self._position = at = at - kept
             search_from = max(0, search_from - kept)
-            block = self._block(at)
+            block = self._block(at, _BLOCK_BYTES)
             if not block:
                 if self._more():
                     continue
@@ -419,8 +383,8 @@ class ObjectScanner:
                     self.closed = True
                 yield block[:end_in_block]
                 return
-            found = self._start_after(search_from, at + len(block))
-            if found is not None:
+            found = self._starts.find_beside(self._window, search_from, at + len(block))
+            if found >= 0:
                 self._position = found
                 self.problem = "it has no end"
                 return

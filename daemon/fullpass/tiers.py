@@ -1,7 +1,7 @@
 """What this database calls the sizes of chunks.
 
-Databases differ: the column may be an enum, have a CHECK, or be plain text, with the names
-micro/medium/macro or small/medium/large. The accepted names are read, never assumed.
+Databases differ: the column may be an enum, a domain, have a CHECK, or be plain text, with the
+names micro/medium/macro or small/medium/large. The accepted names are read, never assumed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ _RANKS = {
     "medium": ("medium", "mid", "m"),
     "macro": ("macro", "large", "big", "l"),
 }
+# A CHECK that names what is refused, or a pattern or a length, lists no names.
+_SAYS_WHAT_NOT = re.compile(r"<>|!=|\bNOT\b|~|\bLIKE\b|length\(", re.IGNORECASE)
 
 
 async def accepted_tiers(pool: Pool) -> dict[str, str]:
@@ -33,11 +35,11 @@ async def accepted_tiers(pool: Pool) -> dict[str, str]:
         row = await pool.fetchrow(
             """
             select (select array_agg(e.enumlabel::text order by e.enumsortorder)
-                    from pg_enum e where e.enumtypid = a.atttypid) as labels,
+                    from pg_enum e where e.enumtypid in (t.oid, t.typbasetype)) as labels,
                    (select array_agg(pg_get_constraintdef(c.oid)) from pg_constraint c
-                    where c.conrelid = a.attrelid and c.contype = 'c'
-                      and a.attnum = any (c.conkey)) as checks
-            from pg_attribute a
+                    where c.contype = 'c' and (c.contypid = t.oid
+                          or c.conrelid = a.attrelid and a.attnum = any (c.conkey))) as checks
+            from pg_attribute a join pg_type t on t.oid = a.atttypid
             where a.attrelid = 'public.conversation_chunks'::regclass
               and a.attname = 'chunk_tier' and not a.attisdropped
             """
@@ -49,7 +51,8 @@ async def accepted_tiers(pool: Pool) -> dict[str, str]:
     names: list[str] = list(row["labels"] or [])
     if not names:
         for definition in row["checks"] or []:
-            names.extend(re.findall(r"'([^']+)'", definition))
+            if not _SAYS_WHAT_NOT.search(definition.replace("IS NOT NULL", "")):
+                names.extend(re.findall(r"'([^']+)'", definition))
     if not names:
         return {rank: rank for rank in _RANKS}
     found: dict[str, str] = {}

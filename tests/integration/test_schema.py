@@ -191,6 +191,12 @@ async def test_rows_that_prevent_an_index_are_named_and_everything_else_is_appli
         ),
         ("text check (chunk_tier = 'medium')", {"medium": "medium"}),
         ("tier", {"micro": "small", "medium": "mid", "macro": "large"}),
+        ("checked", {"micro": "small", "medium": "medium", "macro": "large"}),
+        ("narrowed", {"micro": "small", "medium": "mid", "macro": "large"}),
+        (
+            "text check (chunk_tier <> 'none')",
+            {"micro": "micro", "medium": "medium", "macro": "macro"},
+        ),
     ],
 )
 async def test_chunk_tiers_are_read_from_the_database_never_assumed(
@@ -199,6 +205,11 @@ async def test_chunk_tiers_are_read_from_the_database_never_assumed(
     pool = await open_pool(database_url)
     try:
         await pool.execute("create type tier as enum ('small', 'mid', 'large')")
+        await pool.execute(
+            "create domain checked as text "
+            "check (value is not null and value in ('small', 'medium', 'large'))"
+        )
+        await pool.execute("create domain narrowed as tier")
         await pool.execute("alter table conversation_chunks drop column chunk_tier")
         await pool.execute(f"alter table conversation_chunks add chunk_tier {column}")
         assert await accepted_tiers(pool) == names

@@ -7,6 +7,7 @@ import json
 import resource
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -186,3 +187,37 @@ def test_memory_does_not_grow_with_the_export(tmp_path: Path) -> None:
         assert count == times * 100
         peaks.append(kilobytes)
     assert peaks[1] < peaks[0] + 4_000
+
+
+def test_tiny_objects_are_no_work(tmp_path: Path) -> None:
+    """Each was counted in a block of its own, sixteen kilobytes of it."""
+    content = b"[" + b",".join([b'{"a":1}'] * 100_000) + b"]"
+    scanner = ObjectScanner(io.BytesIO(content).read, object_bytes=2**24)
+    began = time.process_time()
+    assert sum(1 for _ in iter(scanner.next_span, None)) == 100_000
+    assert time.process_time() - began < 5.0
+
+
+def test_what_stands_in_a_list_inside_a_large_conversation_is_no_other_conversation() -> None:
+    def talk(n: int) -> dict[str, object]:
+        inner = [{"uuid": "p1", "name": "one"}, {"uuid": "p2", "name": "two"}]
+        return {"uuid": str(n), "name": "n", "summary": "", "projects": inner, "text": "x" * 3_000}
+
+    scanner = ObjectScanner(
+        io.BytesIO(dump([talk(1), {**talk(2), "text": "y" * 300_000}, talk(3)])).read,
+        object_bytes=100_000,
+    )
+    first, large = scanner.next_span(), None
+    assert first is not None
+    scanner.learn(first)
+    large = scanner.next_span()
+    assert large is not None
+    if large.guessed:
+        large = scanner.measure(large)
+    assert large.large
+    assert json.loads(b"".join(scanner.pieces()))["uuid"] == "2"
+    assert not scanner.problem
+    last = scanner.next_span()
+    assert last is not None
+    with scanner.view(last) as view:
+        assert json.loads(bytes(view))["uuid"] == "3"
