@@ -49,7 +49,7 @@ example: $(STAMP) ## Renew the example: its export, its truth and the MEMORY mad
 	@$(BIN)/python examples/build.py --memory
 
 test: $(STAMP) ## Every test, the faults in their short form
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 faults: $(STAMP) ## The kills, restarts and partitions in full
 	@FULLPASS_FAULTS=long $(BIN)/python -m pytest -n $(WORKERS) tests/faults tests/integration/test_lease_model.py $(ARGS)

@@ -2,6 +2,7 @@
 
     FullpassError
     ├── UsageError          fix the command or the setting; exit 2
+    │   └── NotAllowed      the login of the database lacks a right
     ├── Sick                this very process cannot go on: end it, exit 1, start another
     ├── GiveUp              this job can never succeed as it is; fail it for good
     │   ├── BadExport       the file is no export, is empty, is hostile
@@ -38,6 +39,10 @@ class FullpassError(Exception):
 
 class UsageError(FullpassError):
     """A command or a setting is wrong; the message names it and the rule. Exit code 2."""
+
+
+class NotAllowed(UsageError):
+    """The database's login lacks a right; the message says which login to use."""
 
 
 class Sick(FullpassError):

@@ -12,7 +12,7 @@ import asyncpg
 from daemon import migrations
 from daemon.database import connect, database_errors
 from daemon.embedded import EmbeddedPostgres
-from daemon.errors import TryAgain, UsageError
+from daemon.errors import NotAllowed, TryAgain, UsageError
 from daemon.logs import configure_logs, mask_secrets
 from daemon.settings import load_settings
 
@@ -125,7 +125,7 @@ def schema_expected() -> Iterator[None]:
             f"the database is not at this release's schema ({error}): run `fullpass migrate`"
         ) from error
     except asyncpg.InsufficientPrivilegeError as error:
-        raise UsageError(
+        raise NotAllowed(
             f"DATABASE_URL: its login may not do this ({error}); use that of the tables' owner"
         ) from error
 

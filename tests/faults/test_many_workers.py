@@ -160,7 +160,10 @@ async def test_a_worker_that_ends_for_a_defect_gives_its_jobs_back_first(queue: 
     (job,) = await queue.add("steps=600,ms=20")
     with queue_worker(queue.url, poll_interval_seconds=0.2, lease_seconds=60) as worker:
         await queue.until("select exists (select from effects)")
-        await queue.db.execute("alter function fullpass.sweep(int) rename to swept")
+        await queue.db.execute(
+            "create or replace function fullpass.sweep(p_limit int default 10) returns int "
+            "language sql as 'select 1 / 0'"
+        )
         assert await asyncio.to_thread(worker.wait, 10) == 1
     row = await queue.row(job)
     assert (row["status"], row["attempts"]) == ("pending", 0)

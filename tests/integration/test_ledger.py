@@ -78,12 +78,14 @@ async def test_old_bodies_are_dropped_and_what_they_cost_stays(pool: Pool) -> No
         "job_events": 0,
         "windows": 0,
         "workers": 0,
+        "outbox": 0,
     }
     assert await prune(pool, retention_days=30) == {
         "llm_bodies": 0,
         "job_events": 0,
         "windows": 0,
         "workers": 0,
+        "outbox": 0,
     }
     assert await ledger.spent_on(USER) == before
     assert await ledger.find(old, job_id=job) is None  # an empty body is never served as a reply

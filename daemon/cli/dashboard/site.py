@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qs
 from uuid import UUID
 
-import asyncpg
-
 from daemon.cli.dashboard.frame import login, trouble
 from daemon.cli.dashboard.guard import COOKIE, Access, Guarded
 from daemon.cli.dashboard.job import job_page
@@ -21,7 +19,7 @@ from daemon.cli.dashboard.now import now_page
 from daemon.cli.dashboard.past import past_page
 from daemon.cli.target import SchemaBehind, schema_expected
 from daemon.database import database_errors
-from daemon.errors import OutOfReach
+from daemon.errors import NotAllowed, OutOfReach
 from daemon.logs import get_logger, masked
 from daemon.ops.overview import overview
 from daemon.ops.status import job_account, newest_job
@@ -150,7 +148,7 @@ def _told(ask: Page) -> Page:
             return await ask(request)
         except (OutOfReach, SchemaBehind) as error:
             return HTMLResponse(trouble("The database does not answer", masked(str(error))), 503)
-        except asyncpg.InsufficientPrivilegeError as error:
+        except NotAllowed as error:
             told = (
                 f"This login of the database may not read it ({masked(str(error))}). A member of "
                 "fullpass_reader sees the first two pages, one of fullpass_worker jobs as well."
