@@ -62,7 +62,7 @@ class Request:
 
     def content_key(self, user_id: str) -> str:
         """sha256 over all that decides the reply; holds no job id, row id or clock (promise 3)."""
-        # The texts are long: they are hashed as they are, each after its length, and the rest as JSON.
+        # The texts are long: hashed as they are, their lengths told before, and the rest as JSON.
         texts = [text.encode("utf-8", "surrogatepass") for text in (self.system, self.text)]
         parts = [
             user_id,
