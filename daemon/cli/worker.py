@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _log = get_logger()
 _LONGEST_PAUSE_SECONDS = 30.0
+_OTHERS = ("daemon.cli.", "daemon.export.", "daemon.fullpass.reading", "daemon.fullpass.estimate")
 
 
 def run_worker(*, once: bool, as_json: bool) -> int:
@@ -54,9 +55,10 @@ def import_everything() -> None:
     """Import every module now: a deploy that lacks one must fail before it claims a job.
 
     Not what only people see: a screen that cannot be drawn is no reason to do no work, and 5 MB.
+    Nor what only the reading process runs, which holds it itself.
     """
     for module in pkgutil.walk_packages(daemon.__path__, "daemon."):
-        if not module.name.startswith("daemon.cli."):
+        if not module.name.startswith(_OTHERS):
             importlib.import_module(module.name)
 
 

@@ -409,7 +409,7 @@ async def test_below_the_minimum_or_for_what_is_sent_once_nothing_is_marked(
 
 def test_how_a_call_is_made_is_no_part_of_its_key() -> None:
     user = str(uuid.UUID(int=7))
-    key = "28be61afb778609454892eda098dc37c"
+    key = "cdeda307d6883a8ceec2979a2ee849e7"
     plain = asked(system="S", text="T", prompt_version="v1", schema={"type": "object"})
     assert plain.content_key(user)[:32] == key
 
