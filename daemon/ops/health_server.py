@@ -136,9 +136,7 @@ class _HealthServer:
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head_only = False
         try:
-            first = await reader.readuntil(b"\n")
-            while (await reader.readuntil(b"\n")).strip():
-                pass
+            first = await _first_line(reader)
         except asyncio.LimitOverrunError:
             answer = _plain(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         else:
@@ -176,6 +174,17 @@ class _HealthServer:
                 body, content_type = await self._metrics.page()
                 return _Answer(HTTPStatus.OK, body, content_type)
         return _plain(HTTPStatus.NOT_FOUND)
+
+
+async def _first_line(reader: asyncio.StreamReader) -> bytes:
+    """Read a request's head and return its first line. Raises LimitOverrunError."""
+    first = await reader.readuntil(b"\n")
+    left = HEAD_BYTES - len(first)
+    while (line := await reader.readuntil(b"\n")).strip():
+        left -= len(line)
+        if left < 0:
+            raise asyncio.LimitOverrunError("the head is too long", HEAD_BYTES)
+    return first
 
 
 def _asked(line: bytes) -> tuple[str, str]:
