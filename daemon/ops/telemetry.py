@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import threading
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +82,10 @@ def _exporting(endpoint: str) -> Iterator[Any]:
     try:
         yield provider.get_tracer("fullpass", __version__)
     finally:
-        provider.force_flush(int(_FLUSH_SECONDS * 1000))
-        provider.shutdown()
+        # It sends what is left, and heeds no time limit while a collector only listens.
+        ending = threading.Thread(target=provider.shutdown, name="telemetry", daemon=True)
+        ending.start()
+        ending.join(_FLUSH_SECONDS)
 
 
 @contextmanager
