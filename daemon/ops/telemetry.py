@@ -20,6 +20,7 @@ from daemon import __version__, instruments
 from daemon.database import first_line
 from daemon.errors import FullpassError, GiveUp, Stop, UsageError, Wait
 from daemon.logs import get_logger, masked
+from daemon.ops.discreet import without_addresses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -163,7 +164,8 @@ def _own_words(error: BaseException) -> str | None:
     """
     if not isinstance(error, FullpassError) or error.__cause__ is not None:
         return None
-    return masked(first_line(error))[:_OUR_OWN_WORDS]
+    # A path, as its owner wrote it, may hold their address.
+    return without_addresses(masked(first_line(error)))[:_OUR_OWN_WORDS]
 
 
 def _scrubbed(event: dict[str, Any], hint: dict[str, Any]) -> dict[str, Any] | None:

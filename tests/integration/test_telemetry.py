@@ -169,3 +169,22 @@ def test_a_collector_that_only_listens_holds_up_no_end(database_url: str) -> Non
             assert worker.wait(20) == 0
             assert time.monotonic() - asked < 6
         assert collector.received
+
+
+def test_an_address_in_a_path_leaves_by_neither_door(database_url: str) -> None:
+    ask(
+        database_url,
+        "insert into processing_jobs (user_id, storage_path) "
+        "values (gen_random_uuid(), 'file:///nowhere/jane.roe@example.org/export.zip')",
+    )
+    with Collector() as collector:
+        settings = {
+            "llm_provider": "offline", "sentry_dsn": collector.dsn,
+            "otel_exporter_otlp_endpoint": collector.url,
+        }  # fmt: skip
+        with worker_process(database_url, None, "--once", **settings) as worker:
+            assert worker.wait(30) == 1
+        (event,) = collector.events()
+        assert "/nowhere/…@…/export.zip" in event["exception"]["values"][0]["value"]
+        assert collector.spans()
+        assert b"jane" not in collector.everything()
