@@ -33,6 +33,7 @@ HEAD_BYTES = 8 * 1024
 CONNECTIONS = 32
 EXCHANGE_SECONDS = 3.0
 """For a whole exchange: a request that trickles in, or an answer that nobody fetches, ends then."""
+_READ_AFTERWARDS_BYTES = 64 * HEAD_BYTES
 _JSON = "application/json"
 _TEXT = "text/plain; charset=utf-8"
 
@@ -158,9 +159,10 @@ class _HealthServer:
         writer.write_eof()
         await writer.drain()
         # What was sent is on its way only when the visitor has closed too; an abort would take it
-        # back. Nothing more is kept of what still comes.
-        while await reader.read(HEAD_BYTES):
-            pass
+        # back. Nothing of what still comes is kept, and of who never ends nothing more is read.
+        left = _READ_AFTERWARDS_BYTES
+        while left > 0 and (more := await reader.read(HEAD_BYTES)):
+            left -= len(more)
 
     async def _answer(self, method: str, path: str) -> _Answer:
         if method not in {"GET", "HEAD"}:

@@ -157,6 +157,12 @@ async def test_the_port_says_no_more_than_it_is_asked_and_takes_nothing(queue: Q
             with socket.create_connection(("127.0.0.1", port), timeout=5) as visitor:
                 visitor.sendall(nonsense)
                 assert visitor.recv(64).startswith(b"HTTP/1.1 " + status), nonsense[:20]
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as visitor:
+            taken = visitor.send(b"GET /healthz HTTP/1.1\r\n")
+            with contextlib.suppress(OSError):
+                while taken < 100_000_000:
+                    taken += visitor.send(b"X: a\r\n" * 10_000)
+            assert taken < 100_000_000, "a request that never ends is read on and on"
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as six:
             six.connect(("::1", port))  # where the machine has it, as a platform's probe may
             six.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
