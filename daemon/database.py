@@ -8,7 +8,7 @@ answering. Leaves transactions on behalf of a job to `queue.lease`, the only doo
 from __future__ import annotations
 
 import socket
-from contextlib import contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -184,30 +184,33 @@ def is_transaction_pooler(url: str) -> bool:
     return urlsplit(url).port == 6543
 
 
-async def pools_transactions(url: str) -> bool:
+async def pools_transactions(url: str, other: Connection | None = None) -> bool:
     """Whether a pooler stands at the URL that lends server connections by transaction.
 
     While a second connection keeps a transaction open on the very server process that the first
     one was served by, the first must be served by another; on a direct connection it cannot be.
-    A pooler with a single place makes the second wait, which tells as much. Raises OutOfReach.
+    A pooler with a single place makes the second wait, which tells as much. `other` is a connection
+    by the same URL, where one is at hand; else both are opened. Raises OutOfReach.
     """
     if is_transaction_pooler(url):
         return True
     pid = "select pg_backend_pid()"
-    ours = await connect(url, command_timeout_seconds=3.0)
-    try:
-        other = await connect(url, command_timeout_seconds=3.0)
-        try:
-            with database_errors():
-                before = (await ours.fetchval(pid), await other.fetchval(pid))
-                async with other.transaction():
-                    theirs = await other.fetchval(pid)
-                    try:
-                        after = (await ours.fetchval(pid), theirs)
-                    except TimeoutError:
-                        return True
-            return before[0] == before[1] or before != after
-        finally:
-            other.terminate()
-    finally:
-        ours.terminate()
+    async with AsyncExitStack() as cleanup:
+
+        async def opened() -> Connection:
+            connection = await connect(url, command_timeout_seconds=3.0)
+            cleanup.callback(connection.terminate)
+            return connection
+
+        ours = await opened()
+        if other is None:
+            other = await opened()
+        with database_errors():
+            before = (await ours.fetchval(pid), await other.fetchval(pid))
+            async with other.transaction():
+                theirs = await other.fetchval(pid)
+                try:
+                    after = (await ours.fetchval(pid), theirs)
+                except TimeoutError:
+                    return True
+        return bool(before[0] == before[1] or before != after)

@@ -115,7 +115,7 @@ class Worker:
         self._only = only
         self._run_pass = run_pass
         self._patience = patience
-        # Fresh at every boot: a restarted worker must never be taken for the one before.
+        # Fresh at every boot: a restarted worker is another one.
         self.worker_id = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(3)}"
         self.tally = Tally()
         self._running: dict[asyncio.Task[None], Lease] = {}
@@ -128,10 +128,10 @@ class Worker:
         self._gauge: Gauge = read_gauge(memory_limit_mb=settings.memory_limit_mb)
         self._gauge_read_at = time.monotonic()
         self._process = psutil.Process()
-        # What takes longer than a lease has lost its purpose.
+        # What takes longer than a lease has no purpose.
         self._command_seconds = min(60.0, max(5.0, settings.lease_seconds))
         self.signs = VitalSigns(settings, vitals=self._vitals)
-        # Built here, so that a missing key or a wrong provider ends the command before any claim.
+        # Built here: a missing key ends the command before any claim.
         self._provider = provider_from(settings)
         self._limiter = CallLimiter(
             ceiling=settings.fact_extraction_concurrency, allowed=self._allowed_calls
@@ -195,6 +195,7 @@ class Worker:
                 None if once else listen_url,
                 poll_seconds=settings.poll_interval_seconds,
                 pool=pool,
+                shares_url=not settings.database_listen_url,
             ),
             heartbeat=heartbeat,
             endings=Endings(
@@ -214,7 +215,7 @@ class Worker:
             medium=accepted["medium"],
             batches=batches_of(self._provider, pool, settings, read=read_reply),
         )
-        # Should the loop be blocked then, the heartbeat's thread ends what it cannot.
+        # Should the loop be blocked, the heartbeat ends what it cannot.
         self._shutdown.at_once = lambda now: heartbeat.drain_by(
             now + settings.shutdown_grace_seconds + _LATE_SECONDS
         )

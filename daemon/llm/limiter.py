@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 HeldBy = Literal["ceiling", "memory", "rate"]
 
 _log = get_logger()
-_REREAD_SECONDS = 0.25
+_REREAD_SECONDS = 0.5
 _LOOK_SECONDS = 0.5
 """While calls wait: how often their jobs are asked whether to go on, and memory is looked at."""
 _FIRST_WINDOW = 4.0
@@ -137,7 +137,7 @@ class CallLimiter:
 
     @property
     def limit(self) -> int:
-        """How many calls may be in flight now; memory is read at most a few times a second."""
+        """How many calls may be in flight now; memory is read at most twice a second."""
         now = time.monotonic()
         if now - self._read_at >= _REREAD_SECONDS:
             self._read_at = now

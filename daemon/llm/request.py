@@ -62,6 +62,8 @@ class Request:
 
     def content_key(self, user_id: str) -> str:
         """sha256 over all that decides the reply; holds no job id, row id or clock (promise 3)."""
+        # The texts are long: hashed as they are, their lengths told before, and the rest as JSON.
+        texts = [text.encode("utf-8", "surrogatepass") for text in (self.system, self.text)]
         parts = [
             user_id,
             self.purpose,
@@ -69,12 +71,14 @@ class Request:
             self.model,
             self.max_tokens,
             self.schema,
-            self.system,
-            self.text,
             self.ask,
+            [len(text) for text in texts],
         ]
         canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+        key = sha256(canonical.encode("utf-8", "surrogatepass"))
+        for text in texts:
+            key.update(text)
+        return key.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

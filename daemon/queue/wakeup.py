@@ -32,7 +32,8 @@ class Wakeup:
     """Waits for a notice or the poll interval, whichever is first.
 
     With `pool`, an echo is sent through it every `echo_seconds` and must be heard; a listener that
-    stays deaf is replaced.
+    stays deaf is replaced. `shares_url`: whether the pool leads to where it listens, so that one of
+    its connections saves another.
     """
 
     def __init__(
@@ -41,11 +42,13 @@ class Wakeup:
         *,
         poll_seconds: float,
         pool: Pool | None = None,
+        shares_url: bool = False,
         echo_seconds: float = _ECHO_SECONDS,
     ) -> None:
         self._listen_url = listen_url
         self._poll_seconds = poll_seconds
         self._pool = pool
+        self._shares_url = shares_url
         self._echo_seconds = echo_seconds
         self._echo_channel = f"fullpass_echo_{secrets.token_hex(6)}"
         self._event = asyncio.Event()
@@ -94,7 +97,7 @@ class Wakeup:
         backoff = Backoff(longest_seconds=60.0)
         while True:
             try:
-                if await pools_transactions(url):
+                if await self._is_pooled(url):
                     _log.warning(
                         "listen.off",
                         error="a transaction pooler cannot pass notices on; set "
@@ -116,6 +119,12 @@ class Wakeup:
                 _log.exception("listen.broken")
             self._drop()
             await asyncio.sleep(backoff.next_seconds())
+
+    async def _is_pooled(self, url: str) -> bool:
+        if self._pool is None or not self._shares_url:
+            return await pools_transactions(url)
+        async with self._pool.acquire() as connection:
+            return await pools_transactions(url, connection)  # type: ignore[arg-type]
 
     async def _listen(self, url: str) -> None:
         self._broken.clear()
