@@ -6,6 +6,8 @@ import asyncio
 import importlib
 import json
 import pkgutil
+import signal
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,6 +28,8 @@ from daemon.ops.telemetry import telemetry
 from daemon.worker import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from daemon.ops.alerts import Alarm
     from daemon.worker import Tally
 
@@ -42,7 +46,7 @@ def run_worker(*, once: bool, as_json: bool) -> int:
     worker = Worker(settings, url)
     with telemetry(settings):
         if not once:
-            with health_port(settings, worker.signs):
+            with health_port(settings, worker.signs), _ended_by_sigterm():
                 asyncio.run(_serve(worker, url, once=False))
             return 0
         tally, still_due = asyncio.run(_serve(worker, url, once=True))
@@ -60,6 +64,24 @@ def import_everything() -> None:
     for module in pkgutil.walk_packages(daemon.__path__, "daemon."):
         if not module.name.startswith(_OTHERS):
             importlib.import_module(module.name)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """End well at a SIGTERM that comes before the worker listens for it itself.
+
+    Without a handler the first process of a container would not hear it at all, and a worker that
+    waits for its database would be killed when the platform's patience is over.
+    """
+
+    def ended(_number: int, _frame: object) -> None:
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, ended)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 async def _serve(worker: Worker, url: str, *, once: bool) -> tuple[Tally, list[dict[str, Any]]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from daemon.errors import NotTold
 from daemon.logs import get_logger, masked
-from daemon.ops.discreet import without_addresses
+from daemon.ops.discreet import calling_nobody, without_addresses
 from daemon.ops.webhooks import post
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class AlertWebhook:
 
     async def say(self, text: str) -> None:
         """Send a text. Raises NotTold."""
-        body = json.dumps({"text": without_addresses(masked(text))[:_LONGEST_TEXT]})
+        told = calling_nobody(without_addresses(masked(text)))
+        body = json.dumps({"text": told[:_LONGEST_TEXT]})
         await post(self.address, body.encode())
 
 

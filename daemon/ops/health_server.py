@@ -33,6 +33,7 @@ HEAD_BYTES = 8 * 1024
 CONNECTIONS = 32
 EXCHANGE_SECONDS = 3.0
 """For a whole exchange: a request that trickles in, or an answer that nobody fetches, ends then."""
+_READ_AFTERWARDS_BYTES = 64 * HEAD_BYTES
 _JSON = "application/json"
 _TEXT = "text/plain; charset=utf-8"
 
@@ -136,9 +137,7 @@ class _HealthServer:
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head_only = False
         try:
-            first = await reader.readuntil(b"\n")
-            while (await reader.readuntil(b"\n")).strip():
-                pass
+            first = await _first_line(reader)
         except asyncio.LimitOverrunError:
             answer = _plain(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         else:
@@ -160,9 +159,10 @@ class _HealthServer:
         writer.write_eof()
         await writer.drain()
         # What was sent is on its way only when the visitor has closed too; an abort would take it
-        # back. Nothing more is kept of what still comes.
-        while await reader.read(HEAD_BYTES):
-            pass
+        # back. Nothing of what still comes is kept, and of who never ends nothing more is read.
+        left = _READ_AFTERWARDS_BYTES
+        while left > 0 and (more := await reader.read(HEAD_BYTES)):
+            left -= len(more)
 
     async def _answer(self, method: str, path: str) -> _Answer:
         if method not in {"GET", "HEAD"}:
@@ -176,6 +176,17 @@ class _HealthServer:
                 body, content_type = await self._metrics.page()
                 return _Answer(HTTPStatus.OK, body, content_type)
         return _plain(HTTPStatus.NOT_FOUND)
+
+
+async def _first_line(reader: asyncio.StreamReader) -> bytes:
+    """Read a request's head and return its first line. Raises LimitOverrunError."""
+    first = await reader.readuntil(b"\n")
+    left = HEAD_BYTES - len(first)
+    while (line := await reader.readuntil(b"\n")).strip():
+        left -= len(line)
+        if left < 0:
+            raise asyncio.LimitOverrunError("the head is too long", HEAD_BYTES)
+    return first
 
 
 def _asked(line: bytes) -> tuple[str, str]:

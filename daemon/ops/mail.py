@@ -102,9 +102,9 @@ class Mail:
 
     async def tell(self, message: Message) -> None:
         """Send the mail; raises NeverTold when there is no address or it is refused for good."""
-        mail = self._written(message, await self._address_of(message))
         try:
             async with asyncio.timeout(self._attempt_seconds):
+                mail = self._written(message, await self._address_of(message))
                 await self._send(mail)
         except (self._smtp.SMTPRecipientsRefused, self._smtp.SMTPResponseException) as error:
             raise self._refusal(error) from None
@@ -190,7 +190,9 @@ class Mail:
         name, sender = parseaddr(self._sender)
         mail = EmailMessage(policy=SMTP)
         try:
-            mail["To"] = Address(addr_spec=address)
+            local, _, domain = address.strip().rpartition("@")
+            # Not every server takes other letters than ASCII; every domain can be spelt in it.
+            mail["To"] = Address(addr_spec=f"{local}@{domain.encode('idna').decode()}")
         except (HeaderParseError, ValueError, IndexError):
             raise NeverTold("the person's address is not one that mail can be sent to") from None
         mail["From"] = Address(display_name=name, addr_spec=sender)

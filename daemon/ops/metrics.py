@@ -11,6 +11,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import psutil
 
 from daemon import __version__
@@ -38,7 +39,8 @@ select count(*)::float8 as due,
        (select count(*) from public.processing_jobs where status = 'processing')::float8
            as processing
 from (
-    select coalesce(run_at, created_at) as since from public.processing_jobs
+    select case when isfinite(run_at) then run_at else created_at end as since
+    from public.processing_jobs
     where status = 'pending' and coalesce(run_at, '-infinity') <= clock_timestamp()
     limit {MOST_DUE}
 ) as d
@@ -76,6 +78,8 @@ class Metrics:
         seen = self._signs.attended
         if seen is None:
             return
+        # Also when it fails: whoever asks meanwhile is not to wait for the same again.
+        self._queue_at = time.monotonic()
         counting = _queue_figures(seen.pool)
         try:
             asked = asyncio.run_coroutine_threadsafe(counting, seen.echo.loop)
@@ -85,11 +89,10 @@ class Metrics:
         try:
             async with asyncio.timeout(_QUEUE_SECONDS):
                 figures = await asyncio.wrap_future(asked)
-        except (TimeoutError, FullpassError):
+        except (TimeoutError, FullpassError, asyncpg.PostgresError):
             asked.cancel()
             return
         self._queue.update(figures)
-        self._queue_at = time.monotonic()
 
     def _gauges(self) -> Iterator[str]:
         signs = self._signs

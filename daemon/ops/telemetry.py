@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import threading
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from daemon import __version__, instruments
 from daemon.database import first_line
 from daemon.errors import FullpassError, GiveUp, Stop, UsageError, Wait
 from daemon.logs import get_logger, masked
+from daemon.ops.discreet import without_addresses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,8 +83,10 @@ def _exporting(endpoint: str) -> Iterator[Any]:
     try:
         yield provider.get_tracer("fullpass", __version__)
     finally:
-        provider.force_flush(int(_FLUSH_SECONDS * 1000))
-        provider.shutdown()
+        # It sends what is left, and heeds no time limit while a collector only listens.
+        ending = threading.Thread(target=provider.shutdown, name="telemetry", daemon=True)
+        ending.start()
+        ending.join(_FLUSH_SECONDS)
 
 
 @contextmanager
@@ -160,7 +164,8 @@ def _own_words(error: BaseException) -> str | None:
     """
     if not isinstance(error, FullpassError) or error.__cause__ is not None:
         return None
-    return masked(first_line(error))[:_OUR_OWN_WORDS]
+    # A path, as its owner wrote it, may hold their address.
+    return without_addresses(masked(first_line(error)))[:_OUR_OWN_WORDS]
 
 
 def _scrubbed(event: dict[str, Any], hint: dict[str, Any]) -> dict[str, Any] | None:

@@ -157,7 +157,8 @@ $$;
 
 -- Whether an alert is told or only counted. The caller holds the channel's row, so that one worker
 -- decides at a time:
---   * the same alert once an hour; a stop is told again when work had gone on in between
+--   * the same alert once an hour; a stop is told again when work had gone on in between, and that
+--     the database answers again after each outage
 --   * at most p_per_hour an hour; those beyond are summed up in one, an hour after the first of them
 create or replace function fullpass.worth_telling(v fullpass.outbox, p_per_hour int default 20)
 returns boolean language plpgsql as $$
@@ -172,13 +173,18 @@ begin
         select from fullpass.outbox t
         where t.channel = 'alert' and t.told_at > v_hour_ago and t.about = v.about
           and t.event = v.event and t.data ->> 'trouble' is not distinct from v.data ->> 'trouble'
+          and (v.event <> 'reached'
+               or t.told_at > v.at - make_interval(secs => (v.data ->> 'seconds')::float8))
           and not exists (
               select from fullpass.outbox r
               where r.channel = 'alert' and r.told_at > t.told_at and r.about = v.about
                 and r.event <> v.event)
     ) then
+        -- Of jobs all alike ones at once: thousands that fail must not hold up another alert.
         update fullpass.outbox set ended_at = clock_timestamp(), outcome = 'repeated'
-        where id = v.id;
+        where id = v.id
+           or v.job_id is not null and channel = 'alert' and ended_at is null and attempts = 0
+              and job_id is not null and about = v.about and event = v.event;
         return false;
     end if;
     select count(*) into v_told from fullpass.outbox

@@ -197,8 +197,7 @@ where p.waiting_since < now() - interval '1 hour' and p.waiting_for is not null
   and j.run_at < 'infinity'
 union all
 select j.id, j.user_id, j.status, j.current_step, j.worker_id, j.pipeline_version,
-       coalesce(j.run_at, j.created_at),
-       extract(epoch from now() - coalesce(j.run_at, j.created_at))::float8,
+       d.since, extract(epoch from now() - d.since)::float8,
        case when not exists (select from fullpass.workers l
                              where l.last_beat_at > now() - interval '1 minute')
             then 'it is due and no worker is alive'
@@ -207,7 +206,12 @@ select j.id, j.user_id, j.status, j.current_step, j.worker_id, j.pipeline_versio
                              where l.last_beat_at > now() - interval '1 minute')
             then 'start a worker' else 'wait, or start another worker' end
 from public.processing_jobs j
+cross join lateral (
+    -- Due for ever is due since it was made.
+    select case when isfinite(j.run_at) then j.run_at else j.created_at end as since
+) as d
 where j.status = 'pending' and coalesce(j.run_at, '-infinity') < now() - interval '15 minutes'
+  and d.since < now() - interval '15 minutes'
   and not exists (select from public.processing_jobs r
                   where r.user_id = j.user_id and r.status = 'processing')
   and not exists (select from fullpass.passes p
@@ -265,7 +269,9 @@ select (select count(*) from public.processing_jobs where status = 'pending') as
        e.complete, e.failed, e.cancelled, s.calls, s.cost_usd, s.calls_of_unknown_price,
        s.cost_usd_30_days
 from (
-    select count(*) as due, extract(epoch from now() - min(run_at))::float8 as oldest_due_seconds
+    select count(*) as due,
+           extract(epoch from now() - min(run_at) filter (where isfinite(run_at)))::float8
+               as oldest_due_seconds
     from public.processing_jobs
     where status = 'pending' and coalesce(run_at, '-infinity') <= now()
 ) as d

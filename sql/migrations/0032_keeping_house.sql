@@ -14,7 +14,7 @@ create index if not exists windows_ended
 --   job_events   the timeline of jobs that have ended
 --   windows      plans of reading that were carried out
 --   workers      workers that have not beaten since and hold nothing
---   outbox       messages, told or not: nothing is told so late
+--   outbox       messages, told or not, but none of four days: until then one may still be told
 -- Facts, MEMORY, outcomes by content hash and sums of cost stay until fullpass.forget.
 create or replace function fullpass.prune(p_days int, p_limit int default 1000)
 returns jsonb language plpgsql as $$
@@ -58,7 +58,7 @@ begin
 
     delete from fullpass.outbox where id = any (array(
         select id from fullpass.outbox
-        where at < v_before order by at limit p_limit for update skip locked));
+        where at < least(v_before, clock_timestamp() - interval '4 days') order by at limit p_limit for update skip locked));
     get diagnostics v_count = row_count;
     return v_counts || jsonb_build_object('outbox', v_count);
 end

@@ -78,6 +78,38 @@ async def test_alike_alerts_are_told_once_an_hour_whichever_workers_meet_them(
     assert sum("no space" in text for text in chat.texts()) == 2
 
 
+async def test_thousands_of_alike_failures_hold_up_no_other_alert(
+    db: Db, pool: Pool, chat: WebhookReceiver
+) -> None:
+    teller = await kept_live(pool, look_seconds=60, **settings_for(chat=chat))
+    await db.execute(
+        "insert into fullpass.outbox (channel, event, job_id, about, data) "
+        "select 'alert', 'failed', gen_random_uuid(), 'failed: x', '{}' from generate_series(1, 900)"
+    )
+    await Outbox(pool).alert("stopped", "work", {"trouble": "the key", "worker": "w"})
+    teller.start()  # it looks once, and again only in a minute
+    await chat.until(2, seconds=10)
+    await all_ended(db)
+    await teller.finish(seconds=5)
+    assert "work has stopped" in chat.texts()[1]
+    repeated = "select count(*) from fullpass.outbox where outcome = 'repeated'"
+    assert await db.fetchval(repeated) == 899
+
+
+async def test_what_a_path_holds_calls_nobody_in_the_room(
+    db: Db, pool: Pool, chat: WebhookReceiver
+) -> None:
+    async with telling(pool, **settings_for(chat=chat)):
+        await ended_job(
+            db, "failed", "e/<!channel> @everyone <users/all> <https://x.example|y>: no"
+        )
+        await chat.until(1)
+    (text,) = chat.texts()
+    assert "!channel" in text
+    assert "everyone" in text
+    assert not re.search(r"[<>]|@\w", text)
+
+
 async def test_more_than_twenty_alerts_an_hour_are_summed_up_in_one(
     db: Db, pool: Pool, chat: WebhookReceiver
 ) -> None:
@@ -200,6 +232,29 @@ async def test_a_database_out_of_reach_is_told_straight_out_once_and_its_return_
     lost, back = chat.texts()
     assert lost.startswith("fullpass: the database is out of reach for ")
     assert back.startswith("fullpass: the database answers again, after ")
+
+
+async def test_each_outage_that_was_told_ends_with_word_that_it_is_over(
+    pool: Pool, chat: WebhookReceiver
+) -> None:
+    async with telling(pool, **settings_for(chat=chat)) as teller:
+        teller.alarm._patience_seconds = 0.0
+        for outage in (1, 2):
+            teller.alarm.out_of_reach("the database cannot be reached")
+            await chat.until(2 * outage - 1)
+            teller.alarm.reached()
+            await chat.until(2 * outage)
+    assert ["answers again" in text for text in chat.texts()] == [False, True, False, True]
+
+
+async def test_two_workers_that_met_one_outage_tell_its_end_once(
+    db: Db, pool: Pool, chat: WebhookReceiver
+) -> None:
+    async with telling(pool, **settings_for(chat=chat)):
+        for _ in range(2):
+            await Outbox(pool).alert("reached", "database", {"seconds": 90})
+        await all_ended(db)
+    assert len(chat.texts()) == 1
 
 
 async def worker_beats(worker: Worker) -> bool:

@@ -238,6 +238,7 @@ def test_screens_show_evidence_and_fit_80_columns(
         "('failed', 4, 'save_chunks', 'save_chunks: export.zip: it is empty', now())",
         "('cancelled', 4, 'reduce_facts', null, now())",
         "('complete', 4, 'complete', null, now())",
+        "('pending', 0, null, null, '-infinity')",
     ],
 )
 def test_any_state_of_a_row_can_be_explained(database_url: str, here: Here, row: str) -> None:
@@ -254,6 +255,7 @@ def test_any_state_of_a_row_can_be_explained(database_url: str, here: Here, row:
     shown = here("status", made["id"])
     assert shown.returncode == 0, shown.stderr
     assert here.json("status", made["id"], "--json")["why"] in " ".join(shown.stdout.split())
+    assert here.json("status", "--json")["queue"], "one row must not hide the others"
 
 
 def test_health_is_told_by_the_beats_of_this_host(

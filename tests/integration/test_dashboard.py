@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ import httpx
 import pytest
 
 from daemon import migrations
+from daemon.cli.dashboard import serve
 from daemon.cli.dashboard.serve import bound, require_safety
 from daemon.database import connect
 from daemon.errors import UsageError
@@ -214,6 +217,27 @@ def test_who_has_no_token_sees_nothing(web: httpx.Client, locked: str) -> None:
         assert web.get(f"{locked}/", headers=header).status_code == 401
     overlong = web.post(f"{locked}/login", content=f"token={TOKEN}&x={'x' * 100_000}")
     assert overlong.status_code == 401
+
+
+def test_visitors_that_sit_on_every_place_are_seen_off(
+    web: httpx.Client, scene_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "_ASKING_SECONDS", 1.5)
+
+    def until_answered(status: int) -> None:
+        deadline = time.monotonic() + 8
+        while web.get(f"{at}/login", headers={"connection": "close"}).status_code != status:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)  # polled until the deadline
+
+    with dashboard(scene_url, token=TOKEN) as at, contextlib.ExitStack() as sitting:
+        until_answered(200)
+        host, port = at.removeprefix("http://").split(":")
+        for _ in range(80):
+            visitor = sitting.enter_context(socket.create_connection((host, int(port))))
+            visitor.sendall(b"GET / HTTP/1.1\r\nHost: loc")
+        until_answered(503)
+        until_answered(200)
 
 
 def test_the_token_opens_as_a_header_and_as_a_cookie_that_does_not_hold_it(

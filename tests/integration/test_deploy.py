@@ -120,6 +120,12 @@ def test_the_blueprint_states_defaults_and_holds_no_secret(monkeypatch, tmp_path
     assert secret <= {name for name, value in variables().items() if value is None}
 
 
+def test_the_region_is_named_where_it_is_chosen() -> None:
+    """Render asks for none: without it the worker would be far from the database, and stay there."""
+    (region,) = re.findall(r"^    region: (\w+)", BLUEPRINT, re.MULTILINE)
+    assert f"`{region}`" in PAGE
+
+
 def test_the_table_of_plans_follows_from_the_gauge() -> None:
     rows = re.findall(r"^\| \w+ \| (\d+) MB \| (\d+) \| (\d+) \|$", PAGE, re.MULTILINE)
     assert len(rows) == 3

@@ -152,10 +152,17 @@ async def test_the_port_says_no_more_than_it_is_asked_and_takes_nothing(queue: Q
             (b"GET /healthz\r\n\r\n", b"400"),
             (b"GET /" + b"a" * HEAD_BYTES * 2 + b" HTTP/1.1\r\n\r\n", b"431"),
             (b"GET /healthz HTTP/1.1\r\nX: " + b"a" * HEAD_BYTES * 2 + b"\r\n\r\n", b"431"),
+            (b"GET /healthz HTTP/1.1\r\n" + b"X: a\r\n" * HEAD_BYTES, b"431"),
         ):
             with socket.create_connection(("127.0.0.1", port), timeout=5) as visitor:
                 visitor.sendall(nonsense)
                 assert visitor.recv(64).startswith(b"HTTP/1.1 " + status), nonsense[:20]
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as visitor:
+            taken = visitor.send(b"GET /healthz HTTP/1.1\r\n")
+            with contextlib.suppress(OSError):
+                while taken < 100_000_000:
+                    taken += visitor.send(b"X: a\r\n" * 10_000)
+            assert taken < 100_000_000, "a request that never ends is read on and on"
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as six:
             six.connect(("::1", port))  # where the machine has it, as a platform's probe may
             six.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
@@ -241,6 +248,33 @@ async def test_a_worker_whose_database_is_away_lives_and_is_not_ready(queue: Que
             proxy.thaw()
             await answers(port, "/readyz", 200, seconds=30)
             assert worker.poll() is None
+
+
+async def test_figures_are_given_to_all_who_ask_while_the_database_gives_none(
+    queue: Queue,
+) -> None:
+    port = free_port()
+    with (
+        TcpProxy(queue.url) as proxy,
+        worker_process(proxy.url, None, llm_provider="offline", health_port=port),
+    ):
+        await answers(port, "/readyz", 200)
+        proxy.freeze()
+        asked = [asyncio.to_thread(get, port, "/metrics") for _ in range(3)]
+        assert [status for status, _ in await asyncio.gather(*asked)] == [200, 200, 200]
+        proxy.reset()
+        proxy.thaw()
+
+
+async def test_a_worker_that_waits_for_its_database_at_the_start_heeds_sigterm() -> None:
+    """As the first process of a container: there only a signal that has a handler is heard."""
+    nowhere = "postgresql://nobody@127.0.0.1:1/none"
+    with worker_process(nowhere, None, llm_provider="offline") as worker:
+        assert worker.stderr is not None
+        while b"worker.waiting" not in await asyncio.to_thread(worker.stderr.readline):
+            assert worker.poll() is None
+        worker.terminate()
+        assert await asyncio.to_thread(worker.wait, 10) == 0
 
 
 async def test_a_port_in_use_is_a_setting_to_mend_before_anything_is_claimed(

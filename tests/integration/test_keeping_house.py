@@ -200,3 +200,17 @@ def test_our_tables_are_vacuumed_by_what_they_go_through(database_url: str) -> N
         "processing_jobs", "passes", "workers", "tickets", "job_events", "llm_calls", "windows",
         "job_costs", "hourly_costs", "staged_chunks", "staged_facts",
     }  # fmt: skip
+
+
+async def test_no_message_goes_while_it_may_still_be_told(database_url: str) -> None:
+    db = await connect(database_url)
+    try:
+        await db.execute(
+            "insert into fullpass.outbox (channel, event, at) "
+            "select 'notify', 'completed', now() - d * interval '1 day' from unnest(array[2, 5]) d"
+        )
+        pruned = json.loads(await db.fetchval("select fullpass.prune(1)"))
+        assert pruned["outbox"] == 1
+        assert await db.fetchval("select at > now() - interval '3 days' from fullpass.outbox")
+    finally:
+        await db.close()

@@ -309,3 +309,35 @@ async def test_a_mail_is_not_sent_by_a_worker_that_has_no_mail_server(
     async with telling(pool, **settings_for(post_office)):
         await all_ended(db)
     assert len(post_office.mails) == 1
+
+
+async def test_a_domain_in_other_letters_is_written_to_in_ascii(
+    db: Db, pool: Pool, post_office: MailServer
+) -> None:
+    await everybody_is_known(db, "anna@exämple.org")
+    async with telling(pool, **settings_for(post_office)):
+        await ended_job(db, "completed")
+        await all_ended(db)
+    assert post_office.recipients == ["anna@xn--exmple-cua.org"]
+
+
+async def test_the_look_for_the_address_counts_as_part_of_the_attempt(
+    db: Db, pool: Pool, post_office: MailServer
+) -> None:
+    await everybody_is_known(db)
+    mail = Mail(
+        post_office.url, "The app <hello@app.example>", Templates(), pool, attempt_seconds=0.3
+    )
+    async with telling(pool, **settings_for(post_office)) as teller:
+        teller._channels["email"] = mail
+        job = await ended_job(db, "completed")
+        async with db.transaction():
+            await db.execute("lock table auth.users")
+            teller.wake()
+            await until(
+                lambda: pool.fetchval(
+                    "select error is not null from fullpass.outbox where job_id = $1", job
+                ),
+                seconds=10,
+            )
+    assert post_office.mails == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ from tests.support.cli import ask
 from tests.support.collector import Collector
 from tests.support.exports import planted_export
 from tests.support.queue_checks import queue_at
+from tests.support.webhook_receiver import WebhookReceiver, hang
 from tests.support.worker_process import environment, worker_process
 
 if TYPE_CHECKING:
@@ -147,3 +149,42 @@ def test_a_dsn_that_is_none_is_named_and_a_collector_that_is_away_costs_nothing(
         otel_exporter_otlp_endpoint="http://127.0.0.1:9", sentry_dsn="http://k@127.0.0.1:9/1"
     )
     assert (away.returncode, away.stdout) == (0, "nothing was due\n"), away.stderr
+
+
+def test_a_collector_that_only_listens_holds_up_no_end(database_url: str) -> None:
+    ask(
+        database_url,
+        "insert into processing_jobs (user_id, storage_path) "
+        "values (gen_random_uuid(), 'file:///nowhere')",
+    )
+    with WebhookReceiver(always=hang) as collector:
+        settings = {"llm_provider": "offline", "otel_exporter_otlp_endpoint": collector.url}
+        with worker_process(database_url, None, **settings) as worker:
+            deadline = time.monotonic() + 20
+            while not ask(database_url, "select from processing_jobs where status = 'failed'"):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)  # polled until the deadline
+            asked = time.monotonic()
+            worker.terminate()
+            assert worker.wait(20) == 0
+            assert time.monotonic() - asked < 6
+        assert collector.received
+
+
+def test_an_address_in_a_path_leaves_by_neither_door(database_url: str) -> None:
+    ask(
+        database_url,
+        "insert into processing_jobs (user_id, storage_path) "
+        "values (gen_random_uuid(), 'file:///nowhere/jane.roe@example.org/export.zip')",
+    )
+    with Collector() as collector:
+        settings = {
+            "llm_provider": "offline", "sentry_dsn": collector.dsn,
+            "otel_exporter_otlp_endpoint": collector.url,
+        }  # fmt: skip
+        with worker_process(database_url, None, "--once", **settings) as worker:
+            assert worker.wait(30) == 1
+        (event,) = collector.events()
+        assert "/nowhere/…@…/export.zip" in event["exception"]["values"][0]["value"]
+        assert collector.spans()
+        assert b"jane" not in collector.everything()

@@ -6,8 +6,9 @@ import asyncio
 import ipaddress
 import signal
 import socket
+import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,9 +22,13 @@ from daemon.logs import mask_secrets
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import uvicorn
+
 _CONNECTIONS = 3
 _AT_ONCE = 64
 _SHORTEST_TOKEN = 16
+_ASKING_SECONDS = 10.0
+"""For a visitor to finish a question; the library itself would let them sit for ever."""
 
 
 def serve_dashboard(
@@ -115,9 +120,26 @@ async def serve_on(url: str, listener: socket.socket, access: Access, stop: asyn
         server = Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         stopping = asyncio.create_task(stop.wait())
+        clearing = asyncio.create_task(_see_off_sitters(server))
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         stopping.cancel()
+        clearing.cancel()
         await serving
     finally:
         pool.terminate()
+
+
+async def _see_off_sitters(server: uvicorn.Server) -> None:
+    """Close connections that ask nothing, before they take every place there is."""
+    since: dict[tuple[Any, Any], float] = {}
+    while True:
+        await asyncio.sleep(_ASKING_SECONDS / 10)
+        now = time.monotonic()
+        links: set[Any] = server.server_state.connections
+        asked = [(link, link.cycle) for link in links]  # a cycle is one question and its answer
+        idle = [(link, last) for link, last in asked if last is None or last.response_complete]
+        since = {key: since.get(key, now) for key in idle}
+        for (link, _), at in since.items():
+            if now - at > _ASKING_SECONDS:
+                link.transport.abort()
