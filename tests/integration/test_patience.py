@@ -399,7 +399,7 @@ async def test_two_workers_of_one_account_share_its_limit_and_draw_hardly_a_429(
 ) -> None:
     """That nearly all is used, and that two which do not share draw many refusals, is shown in
     made-up time, in test_pace.py, and measured by bench_llm."""
-    minute = 2.0
+    minute = 4.0
     pool = await open_pool(database_url)
     with AnthropicServer() as server:
         server.behave(
@@ -414,8 +414,7 @@ async def test_two_workers_of_one_account_share_its_limit_and_draw_hardly_a_429(
             await client.close()
     later = [c for c in server.record.calls if minute <= c.started_at - began < 3 * minute]
     refused = sum(call.status == 429 for call in later)
-    # Time is thirty times too quick here for a call to be refused by chance more than now and then.
-    assert refused <= max(1, len(later) // 10)
+    assert refused <= 1
     assert len(later) > 10
     assert all(0.4 <= share <= 0.7 for share in shares), shares
     await pool.close()
