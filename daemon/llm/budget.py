@@ -51,20 +51,17 @@ class Budget:
     async def reserve(
         self,
         job_id: UUID,
-        most_it_costs: Callable[[], Decimal],
+        most: Decimal,
         *,
-        ceiling_usd: float | None,
+        ceiling_usd: float,
         spent: Callable[[], Awaitable[Spent]],
     ) -> AsyncIterator[None]:
-        """Hold a call's worst case aside while it is made and until its receipt is written.
+        """Hold a call's worst case, `most`, aside while it is made and until its receipt is written.
 
         Waits while only calls in flight stand between this one and the ceiling. Raises GiveUp when
         it might pass the ceiling even after they have landed.
         """
-        if ceiling_usd is None:
-            yield
-            return
-        ceiling, most = Decimal(str(ceiling_usd)), most_it_costs()
+        ceiling = Decimal(str(ceiling_usd))
         async with self._landed:
             while True:
                 paid = await spent()

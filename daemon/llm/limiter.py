@@ -173,6 +173,11 @@ class CallLimiter:
         return self.in_flight > 0 or bool(self._lines)
 
     @property
+    def crowded(self) -> bool:
+        """Whether calls wait for their places: the next one to come has time."""
+        return any(line.waiting for line in self._lines.values())
+
+    @property
     def paces(self) -> dict[str, Pace]:
         """The pace of each model that was called."""
         return self._paces
@@ -308,12 +313,15 @@ class CallLimiter:
 
         Memory and allowances come free without any call ending, and leases end at any time.
         """
+        if not self.crowded:
+            return  # an alarm that is still set finds nobody
+        loop = asyncio.get_running_loop()
+        at = loop.time() + max(0.001, seconds)
         if self._alarm is not None:
+            if self._alarm.when() <= at:
+                return  # it looks again from there
             self._alarm.cancel()
-            self._alarm = None
-        if any(line.waiting for line in self._lines.values()):
-            loop = asyncio.get_running_loop()
-            self._alarm = loop.call_later(max(0.001, seconds), self._look)
+        self._alarm = loop.call_at(at, self._look)
 
     def _look(self) -> None:
         self._alarm = None
