@@ -56,7 +56,7 @@ class Budget:
         ceiling_usd: float,
         spent: Callable[[], Awaitable[Spent]],
     ) -> AsyncIterator[None]:
-        """Hold a call's worst case, `most`, aside while it is made and until its receipt is written.
+        """Hold a call's worst case aside while it is made and until its receipt is written.
 
         Waits while only calls in flight stand between this one and the ceiling. Raises GiveUp when
         it might pass the ceiling even after they have landed.

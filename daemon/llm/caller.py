@@ -140,9 +140,7 @@ class Caller:
         self, key: str, scope: Scope, request: Request, read: Callable[[Reply], T]
     ) -> Answer[T]:
         # While another call already waits for its place, nothing hangs on this answer yet.
-        receipt = await self.ledger.find(
-            key, job_id=scope.job_id, patient=self.limiter.crowded
-        )
+        receipt = await self.ledger.find(key, job_id=scope.job_id, patient=self.limiter.crowded)
         if receipt is not None:
             if receipt.reply is None:
                 raise UselessReply("this very call was paid before in this job, to no use")

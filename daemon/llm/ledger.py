@@ -101,8 +101,8 @@ class Ledger:
         """
         row: dict[str, Any] = {
             "call_key": key,
-            "user_id": str(user_id),
-            "job_id": str(job_id),
+            "user_id": user_id,
+            "job_id": job_id,
             "purpose": request.purpose,
             "provider": provider,
             "model": reply.model,
@@ -125,9 +125,9 @@ class Ledger:
             }
         if (bill := reply.bill) is not None:
             row |= {
-                "cost_usd": str(bill.cost_usd),
-                "saved_by_cache_usd": str(bill.saved_by_cache_usd),
-                "saved_by_batch_usd": str(bill.saved_by_batch_usd),
+                "cost_usd": bill.cost_usd,
+                "saved_by_cache_usd": bill.saved_by_cache_usd,
+                "saved_by_batch_usd": bill.saved_by_batch_usd,
             }
 
         def written() -> None:

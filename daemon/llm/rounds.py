@@ -10,12 +10,13 @@ bad row harms no other; leaves what is written and asked to `ledger.py`.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from daemon.database import database_errors
+import msgspec
+
+from daemon.database import ReadyStatement, database_errors
 from daemon.errors import Systemic
 from daemon.logs import get_logger
 
@@ -63,7 +64,7 @@ class Rounds:
     """The way of all calls of one process to the ledger and back."""
 
     def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+        self._statement = ReadyStatement(pool, "select fullpass.tend_ledger($1, $2)")
         self._receipts: list[_Receipt] = []
         self._lookups: list[_Lookup] = []
         self._due = False
@@ -139,7 +140,6 @@ class Rounds:
             while True:
                 try:
                     await self._once(receipts, lookups)
-                    return
                 except Systemic as error:
                     # Who asks is told, and gives the job back; who has paid holds on.
                     _fail(lookups, error)
@@ -153,14 +153,19 @@ class Rounds:
                         for lookup in lookups:
                             self._start([], [lookup])
                         receipts, lookups = [], []
+                else:
+                    return
                 if not receipts:
                     return
                 await asyncio.sleep(pause)
                 pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause)
                 self._under_way += 1
         finally:
-            for one in (*receipts, *lookups):
-                one.done.cancel()  # does nothing but where this was cancelled: others are answered
+            # Where this was cancelled itself; all others are answered by now.
+            for receipt in receipts:
+                receipt.done.cancel()
+            for lookup in lookups:
+                lookup.done.cancel()
 
     async def _once(self, receipts: list[_Receipt], lookups: list[_Lookup]) -> None:
         """Go there and back once."""
@@ -169,7 +174,7 @@ class Rounds:
         keys = _json([{"key": lookup.key, "job_id": lookup.job_id} for lookup in lookups])
         try:
             with database_errors():
-                told = await self._pool.fetchval("select fullpass.tend_ledger($1, $2)", rows, keys)
+                told = await self._statement.fetchval(rows, keys)
         finally:
             self._under_way -= 1
             if self._due:
@@ -178,14 +183,15 @@ class Rounds:
             receipt.written()
             if not receipt.done.done():
                 receipt.done.set_result(None)
-        found = {(one["key"], one["job_id"]): one for one in json.loads(told)} if told else {}
+        answers = msgspec.json.decode(told) if told else []
+        found = {(answer["key"], answer["job_id"]): answer for answer in answers}
         for lookup in lookups:
             if not lookup.done.done():
                 lookup.done.set_result(found.get((lookup.key, lookup.job_id)))
 
 
 def _json(documents: list[dict[str, Any]]) -> str | None:
-    return json.dumps(documents, ensure_ascii=False) if documents else None
+    return msgspec.json.encode(documents).decode() if documents else None
 
 
 def _held(receipts: list[_Receipt], error: Systemic) -> list[_Receipt]:
