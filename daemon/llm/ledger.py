@@ -45,6 +45,10 @@ class Spent:
     """Receipts that other jobs paid, or this one before an interruption, and that served it again;
     each counts once, however often it was asked for."""
     saved_by_ledger_usd: Decimal
+    set_aside_usd: Decimal
+    """The most that batches may yet cost whose bill is not known."""
+    batches_out: int
+    """How many of those somebody waits for; the others were given up."""
 
 
 class Ledger:
@@ -162,7 +166,12 @@ class Ledger:
                            as served_calls,
                        (select coalesce(sum(c.cost_usd), 0) from fullpass.calls_served s
                         join fullpass.llm_calls c on c.id = s.call_id where s.{column} = $1)
-                           as saved_by_ledger_usd
+                           as saved_by_ledger_usd,
+                       (select coalesce(sum(estimated_usd), 0) from fullpass.batches
+                        where {column} = $1 and state <> 'done') as set_aside_usd,
+                       (select count(*) from fullpass.batches
+                        where {column} = $1 and state <> 'done' and given_up_at is null)
+                           as batches_out
                 from fullpass.llm_calls where {column} = $1
                 """,
                 value,
