@@ -258,14 +258,14 @@ async def test_what_is_paid_at_once_leaves_a_batch_that_is_out_its_money(
     # One window is read at once for a first MEMORY, whose own call may cost four cents.
     export = planted_export(conversations=12, filler_words=60)
     job = await insert_job(db, export.write(tmp_path / "c.json"), uuid.uuid4())
-    limit = Decimal("0.068")
+    limit = Decimal("0.06")
     money: dict[str, Any] = {
         "max_cost_usd_per_job": float(limit),
         "model_capabilities": {"sonnet-5.5": {"input_usd": 0.1, "output_usd": 2}},
         "memory_model": "sonnet-5.5",
     }
     with AnthropicServer(truth=export.truth) as server:
-        server.behave(thinking_tokens=2_000, batch_seconds=3600.0)
+        server.behave(batch_seconds=3600.0)
         tally = await work_once(database_url, server.url, **ONE_LOOK, **money)
         assert tally.left
         (made,) = server.batches.made.values()
@@ -277,7 +277,7 @@ async def test_what_is_paid_at_once_leaves_a_batch_that_is_out_its_money(
         assert purposes == {"extract"}
         detail = await db.fetchrow("select status, attempts from processing_jobs")
         assert (detail["status"], detail["attempts"]) == ("pending", 0)
-        server.behave(batch_seconds=0.0, thinking_tokens=1_000)
+        server.behave(batch_seconds=0.0)
         await look_now(db, job)
         tally = await work_once(database_url, server.url, **{**BATCH, **money})
         assert tally.completed == [job]
