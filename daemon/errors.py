@@ -13,6 +13,7 @@
     │   │   └── OutOfReach  the database itself: nothing can be claimed meanwhile anyway
     │   │       └── SchemaMoved  its schema is another release's: wait for the one that fits
     │   ├── AwaitsBatch     replies come by batch: look again later
+    │   ├── HeldByBatch     the money left is set aside for a batch: wait for it
     │   └── Draining        this worker is shutting down
     ├── Stop                the job is no longer ours to work on
     │   ├── LeaseLost       another worker may hold it: write nothing more
@@ -101,6 +102,10 @@ class AwaitsBatch(Wait):
     def __init__(self, message: str, *, seconds: float, stage: str) -> None:
         super().__init__(message, seconds=seconds)
         self.stage = stage
+
+
+class HeldByBatch(Wait):
+    """The job's money is set aside for what a batch may yet cost: wait until that is known."""
 
 
 class Draining(Wait):

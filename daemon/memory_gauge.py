@@ -145,23 +145,24 @@ def _process_tree_bytes(proc_root: Path) -> int:
     """Memory of this process and all below it: the parser's child, an embedded Postgres.
 
     The proportional share where the kernel gives it, so that pages which many Postgres processes
-    share are counted once; otherwise the resident set.
+    share are counted once; otherwise the resident set. So too of a process that has none below it:
+    it shares little, and the kernel takes milliseconds to add up the shares, every half second.
     """
     if sys.platform != "linux":
         return _process_tree_bytes_by_psutil()
-    total = 0
-    waiting = [proc_root / "self"]
-    while waiting:
-        process = waiting.pop()
-        pss = _field(process / "smaps_rollup", "Pss:")
-        if pss is None:
-            resident_pages = (_text(process / "statm").split() or ["0", "0"])[1]
-            total += int(resident_pages) * os.sysconf("SC_PAGE_SIZE")
-        else:
-            total += pss * 1024
+    tree = [proc_root / "self"]
+    for process in tree:  # which grows meanwhile
         for task in _entries(process / "task"):
-            waiting += [proc_root / pid for pid in _text(task / "children").split()]
-    return total
+            tree += [proc_root / pid for pid in _text(task / "children").split()]
+    if len(tree) == 1:
+        return _resident_bytes(tree[0])
+    shares = ((process, _field(process / "smaps_rollup", "Pss:")) for process in tree)
+    return sum(_resident_bytes(p) if pss is None else pss * 1024 for p, pss in shares)
+
+
+def _resident_bytes(process: Path) -> int:
+    resident_pages = (_text(process / "statm").split() or ["0", "0"])[1]
+    return int(resident_pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _process_tree_bytes_by_psutil() -> int:

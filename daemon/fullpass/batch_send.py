@@ -82,7 +82,7 @@ async def send(work: Pass, batches: Batches) -> Sending:
         if not out:
             await lanes.all_now(work)
         return sending
-    left = await _money_left(work, batches, out)
+    left = await _money_left(work, batches)
     draft = _Draft()
     asked = await _asked_now(work)
     after = 0
@@ -187,7 +187,7 @@ async def _note_sent(work: Pass, connection: Connection, batch: Batch) -> None:
     )
 
 
-async def _money_left(work: Pass, batches: Batches, out: list[Batch]) -> Decimal | None:
+async def _money_left(work: Pass, batches: Batches) -> Decimal | None:
     """Return what the job may still spend on batches; None without a limit.
 
     What is out, and what is to be read at once, is set aside at the most it can cost: thinking is
@@ -196,7 +196,7 @@ async def _money_left(work: Pass, batches: Batches, out: list[Batch]) -> Decimal
     most = work.settings.max_cost_usd_per_job
     if most is None:
         return None
-    spent = (await work.caller.ledger.spent(work.job.id)).cost_usd
+    spent = await work.caller.ledger.spent(work.job.id)
     row = await work.fetchrow(
         """
         select count(*) as windows, coalesce(sum(token_count), 0) as tokens
@@ -213,8 +213,7 @@ async def _money_left(work: Pass, batches: Batches, out: list[Batch]) -> Decimal
         usage = Usage(prompt, MAX_TOKENS)
         price = batches.api.cost_usd(work.settings.extraction_model, usage, batch=False)
         head = (price or Decimal(0)) * row["windows"]
-    set_aside = sum((b.estimated_usd or Decimal(0) for b in out), Decimal(0))
-    return Decimal(str(most)) - spent - set_aside - head
+    return Decimal(str(most)) - spent.cost_usd - spent.set_aside_usd - head
 
 
 async def _asked_now(work: Pass) -> set[str]:

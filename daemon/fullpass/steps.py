@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daemon.errors import Wait
+from daemon.errors import HeldByBatch, Wait
 from daemon.fullpass import batch
 from daemon.fullpass.consolidate import consolidate
 from daemon.fullpass.context import STEPS, Pass, Step, report_progress
@@ -52,11 +52,16 @@ async def full_pass(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
                 await save_conversations(work, fetched, folder)
     else:
         await batch.still_out(work)
-    async with _step(work, "extract_facts"):
-        coverage = await extract(work)
-    if coverage is None:
-        if await batch.first_memory_is_due(work):
+    try:
+        async with _step(work, "extract_facts"):
+            coverage = await extract(work)
+        if coverage is None and await batch.first_memory_is_due(work):
             await _first_memory(work)
+    except HeldByBatch as error:
+        # What the batch leaves of its money pays for this: the pass goes on when it has landed.
+        _log.info("batch.holds_money", error=str(error))
+        raise await batch.awaited(work) from error
+    if coverage is None:
         raise await batch.awaited(work)
     async with _step(work, "consolidate_facts"):
         consolidated = await consolidate(work)

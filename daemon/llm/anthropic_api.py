@@ -22,6 +22,8 @@ class AnthropicPlatform:
     def __init__(self, settings: Settings) -> None:
         import anthropic  # noqa: PLC0415 - 50 MB and a second: only where calls are made
 
+        from daemon.llm.reply_size import bounded_client  # noqa: PLC0415 - the same
+
         if settings.anthropic_api_key is None:
             raise UsageError(
                 "ANTHROPIC_API_KEY: not set; set it, or choose LLM_PROVIDER=offline for facts by "
@@ -32,6 +34,7 @@ class AnthropicPlatform:
             base_url=settings.anthropic_base_url,
             max_retries=0,
             open_telemetry=UNTRACED,
+            http_client=bounded_client(),
         )
 
     @property

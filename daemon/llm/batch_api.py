@@ -174,7 +174,8 @@ class BatchApi:
         except self._sdk.APIError as error:
             raise self._meant(error) from error
         except (
-            self._sdk.AnthropicError, httpx2.HTTPError, ValueError, AttributeError, RecursionError
+            self._sdk.AnthropicError, httpx2.HTTPError, CallError, ValueError, AttributeError,
+            RecursionError,
         ) as error:  # fmt: skip
             # What breaks while a body streams in comes as it is, not as the SDK's own error.
             raise CallFailed(f"the results broke off ({type(error).__name__})") from error

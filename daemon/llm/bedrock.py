@@ -83,6 +83,8 @@ class BedrockPlatform:
         if kind not in self._clients:
             import anthropic  # noqa: PLC0415 - 50 MB and a second: only where calls are made
 
+            from daemon.llm.reply_size import bounded_client  # noqa: PLC0415 - the same
+
             settings = self._settings
             keys = {"api_key": _plain(settings.aws_bearer_token_bedrock)}
             if settings.aws_access_key_id:
@@ -96,6 +98,7 @@ class BedrockPlatform:
                 base_url=base_url,
                 max_retries=0,
                 open_telemetry=UNTRACED,
+                http_client=bounded_client(),
                 **keys,
             )
         return self._clients[kind]

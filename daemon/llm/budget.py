@@ -2,7 +2,7 @@
 
 Before a call its worst case is reserved: the longest prompt its text can be, and every token the
 reply may hold. So a job ends at or below its ceiling however many calls are in flight; near it,
-calls go one by one, until the next one might pass it.
+calls go one by one, until the next one might pass it. What a batch may yet cost is set aside too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from daemon.errors import GiveUp
+from daemon.errors import GiveUp, HeldByBatch
 from daemon.llm.request import Usage
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _LEAST_BYTES_PER_TOKEN = 2
 """No text that people write is denser than this for the current tokenizers."""
+_HELD_SECONDS = 60.0
 _DEAREST_PLATFORM = Decimal("1.1")
 
 
@@ -51,34 +52,38 @@ class Budget:
     async def reserve(
         self,
         job_id: UUID,
-        most_it_costs: Callable[[], Decimal],
+        most: Decimal,
         *,
-        ceiling_usd: float | None,
+        ceiling_usd: float,
         spent: Callable[[], Awaitable[Spent]],
     ) -> AsyncIterator[None]:
         """Hold a call's worst case aside while it is made and until its receipt is written.
 
-        Waits while only calls in flight stand between this one and the ceiling. Raises GiveUp when
-        it might pass the ceiling even after they have landed.
+        Waits while only calls in flight stand between this one and the ceiling. Raises HeldByBatch
+        when a batch does, GiveUp when it might pass the ceiling even after all have landed.
         """
-        if ceiling_usd is None:
-            yield
-            return
-        ceiling, most = Decimal(str(ceiling_usd)), most_it_costs()
+        ceiling = Decimal(str(ceiling_usd))
         async with self._landed:
             while True:
                 paid = await spent()
                 # Who was not told what a call cost counts it at its worst.
                 known = paid.cost_usd + paid.unpriced_calls * most
                 in_flight = self._reserved[job_id]
-                if known + sum(in_flight) + most <= ceiling:
+                if known + paid.set_aside_usd + sum(in_flight) + most <= ceiling:
                     break
                 if not in_flight:
                     del self._reserved[job_id]
+                    if paid.batches_out and known + most <= ceiling:
+                        raise HeldByBatch(
+                            f"of MAX_COST_USD_PER_JOB ({ceiling_usd:g}) {paid.set_aside_usd:.4f} "
+                            "USD are set aside for a batch that is out",
+                            seconds=_HELD_SECONDS,
+                        )
                     raise GiveUp(
-                        f"stopped at MAX_COST_USD_PER_JOB ({ceiling_usd:g}): {known:.4f} USD are "
-                        f"spent and the next call may cost {most:.4f}; what is done is kept, raise "
-                        "the limit and retry to go on"
+                        f"stopped at MAX_COST_USD_PER_JOB ({ceiling_usd:g}): "
+                        f"{known + paid.set_aside_usd:.4f} USD are spent or set aside and the next "
+                        f"call may cost {most:.4f}; what is done is kept, raise the limit and "
+                        "retry to go on"
                     )
                 await self._landed.wait()
             in_flight.append(most)

@@ -117,10 +117,11 @@ class Caller:
         useless: UselessReply | None = None
         for again in range(request.tries or _ASKS):
             ask = request.ask + again
-            asked = replace(request, ask=ask)
+            asked = request
             if again:
                 # Says what was wrong, and never sends the very same bytes twice.
-                asked = replace(asked, text=request.text + _ASKED_AGAIN.format(number=again + 1))
+                text = request.text + _ASKED_AGAIN.format(number=again + 1)
+                asked = replace(request, ask=ask, text=text)
             try:
                 return await self._ask_once(scope, asked, read)
             except UselessReply as error:
@@ -138,15 +139,18 @@ class Caller:
     async def _ask_by_key(
         self, key: str, scope: Scope, request: Request, read: Callable[[Reply], T]
     ) -> Answer[T]:
-        receipt = await self.ledger.find(key, job_id=scope.job_id)
+        # While another call already waits for its place, nothing hangs on this answer yet.
+        receipt = await self.ledger.find(key, job_id=scope.job_id, patient=self.limiter.crowded)
         if receipt is not None:
             if receipt.reply is None:
                 raise UselessReply("this very call was paid before in this job, to no use")
             return Answer(read(receipt.reply), receipt.reply)
         scope.holder.check()
+        if scope.max_cost_usd is None:
+            return await self._pay(key, scope, request, read)
         async with self._budget.reserve(
             scope.job_id,
-            lambda: self.provider.most_it_costs(request),
+            self.provider.most_it_costs(request),
             ceiling_usd=scope.max_cost_usd,
             spent=lambda: self.ledger.spent(scope.job_id),
         ):
@@ -165,17 +169,14 @@ class Caller:
             value = read(_message(reply))
         except UselessReply as error:
             useless = error
-        # Shielded: a task that is cancelled between reply and receipt would forget a payment.
-        await asyncio.shield(
-            self.ledger.record(
-                request,
-                reply,
-                key=key,
-                user_id=scope.user_id,
-                job_id=scope.job_id,
-                provider=self.provider.name,
-                usable=useless is None,
-            )
+        await self.ledger.record(
+            request,
+            reply,
+            key=key,
+            user_id=scope.user_id,
+            job_id=scope.job_id,
+            provider=self.provider.name,
+            usable=useless is None,
         )
         if useless is not None:
             raise useless
@@ -238,11 +239,9 @@ class Caller:
             except CallError as failed:
                 _log.info("llm.probe_failed", error=str(failed))
                 return
-            await asyncio.shield(
-                self.ledger.record(
-                    probe, reply, key=key, user_id=scope.user_id, job_id=scope.job_id,
-                    provider=self.provider.name, usable=True,
-                )
+            await self.ledger.record(
+                probe, reply, key=key, user_id=scope.user_id, job_id=scope.job_id,
+                provider=self.provider.name, usable=True,
             )  # fmt: skip
 
     async def _call_once(self, scope: Scope, request: Request) -> Reply:

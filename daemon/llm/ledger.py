@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from daemon.database import database_errors
-from daemon.errors import Systemic
 from daemon.instruments import LLM_CALL_SECONDS, LLM_CALLS, LLM_COST_USD, LLM_TOKENS
 from daemon.llm.request import Reply, Request, Usage
-from daemon.logs import get_logger
+from daemon.llm.rounds import Rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,10 +16,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from daemon.database import Pool
-
-_log = get_logger()
-_RECORD_SECONDS = 300.0
-"""How long a receipt is held on to while the database is away: it cannot be had a second time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +45,10 @@ class Spent:
     """Receipts that other jobs paid, or this one before an interruption, and that served it again;
     each counts once, however often it was asked for."""
     saved_by_ledger_usd: Decimal
+    set_aside_usd: Decimal
+    """The most that batches may yet cost whose bill is not known."""
+    batches_out: int
+    """How many of those somebody waits for; the others were given up."""
 
 
 class Ledger:
@@ -61,36 +58,21 @@ class Ledger:
         """`landed` is told of each receipt's job: a receipt is progress."""
         self._pool = pool
         self._landed = landed
+        self._rounds = Rounds(pool)
 
-    async def find(self, key: str, *, job_id: UUID) -> Receipt | None:
-        """Return the receipt of a call with this content key, if it was ever paid."""
-        with database_errors():
-            row = await self._pool.fetchrow(
-                """
-                select id, usable, response, stop_reason, model, request_id, input_tokens,
-                       output_tokens, cache_read_tokens, cache_write_tokens, batch
-                from fullpass.llm_calls
-                where call_key = $1 and usable and response is not null
-                union all
-                select id, usable, null, stop_reason, model, request_id, null, null, null, null,
-                       batch
-                from fullpass.llm_calls
-                where call_key = $1 and not usable and job_id = $2
-                order by usable desc
-                limit 1
-                """,
-                key,
-                job_id,
-            )
+    async def find(self, key: str, *, job_id: UUID, patient: bool = False) -> Receipt | None:
+        """Return the receipt of a call with this content key, if it was ever paid.
+
+        `patient`: nothing hangs on the answer in the next instant, so it may come with others'.
+        """
+        row = await self._rounds.look_up(key, job_id, patient=patient)
         if row is None:
             return None
         if not row["usable"]:
             return Receipt(reply=None)
-        with database_errors():
-            await self._pool.execute("select fullpass.note_served($1, $2)", row["id"], job_id)
         return Receipt(
             reply=Reply(
-                text=row["response"] or "",
+                text=row["response"],
                 stop_reason=row["stop_reason"] or "unknown",
                 usage=Usage(
                     row["input_tokens"] or 0,
@@ -118,52 +100,45 @@ class Ledger:
     ) -> None:
         """Write one receipt. Not fenced: what was paid stays known, whoever holds the job now.
 
-        Tries through short database trouble; raises Systemic when that lasts.
+        Tries through short database trouble; raises Systemic when that lasts. Goes on when its
+        caller is cancelled.
         """
-        usage = reply.usage
-        bill = reply.bill
-        arguments: tuple[Any, ...] = (
-            key,
-            user_id,
-            job_id,
-            request.purpose,
-            provider,
-            reply.model,
-            request.prompt_version,
-            None if usage is None else usage.input_tokens,
-            None if usage is None else usage.output_tokens,
-            None if usage is None else usage.cache_read_tokens,
-            None if usage is None else usage.cache_write_tokens,
-            None if bill is None else bill.cost_usd,
-            reply.stop_reason,
-            usable,
+        row: dict[str, Any] = {
+            "call_key": key,
+            "user_id": user_id,
+            "job_id": job_id,
+            "purpose": request.purpose,
+            "provider": provider,
+            "model": reply.model,
+            "prompt_version": request.prompt_version,
+            "stop_reason": reply.stop_reason,
+            "usable": usable,
             # Postgres holds no NUL, and no reply that means anything does.
-            reply.text.replace("\x00", "").encode("utf-8", "replace").decode(),
-            reply.request_id,
-            reply.latency_ms,
-            reply.latency_ms + 1000,
-            reply.batch,
-            None if bill is None else bill.saved_by_cache_usd,
-            None if bill is None else bill.saved_by_batch_usd,
-        )
-        places = ", ".join(f"${n}" for n in range(1, len(arguments) + 1))
-        began = time.monotonic()
-        pause = 0.2
-        while True:
-            try:
-                with database_errors():
-                    await self._pool.execute(f"select fullpass.record_call({places})", *arguments)
-            except Systemic as error:
-                if time.monotonic() - began > _RECORD_SECONDS:
-                    _log.error("ledger.lost", purpose=request.purpose, error=str(error))
-                    raise
-                _log.warning("ledger.retrying", purpose=request.purpose, error=str(error))
-                await asyncio.sleep(pause)
-                pause = min(5.0, 2 * pause)
-            else:
-                _count(request, reply, usable=usable)
-                self._landed(job_id)
-                return
+            "response": reply.text.replace("\x00", "").encode("utf-8", "replace").decode(),
+            "request_id": reply.request_id,
+            "latency_ms": reply.latency_ms,
+            "age_ms": reply.latency_ms + 1000,
+            "batch": reply.batch,
+        }
+        if (usage := reply.usage) is not None:
+            row |= {
+                "input_tokens": usage.input_tokens,
+                "output_tokens": usage.output_tokens,
+                "cache_read_tokens": usage.cache_read_tokens,
+                "cache_write_tokens": usage.cache_write_tokens,
+            }
+        if (bill := reply.bill) is not None:
+            row |= {
+                "cost_usd": bill.cost_usd,
+                "saved_by_cache_usd": bill.saved_by_cache_usd,
+                "saved_by_batch_usd": bill.saved_by_batch_usd,
+            }
+
+        def written() -> None:
+            _count(request, reply, usable=usable)
+            self._landed(job_id)
+
+        await self._rounds.write(row, written)
 
     async def spent(self, job_id: UUID) -> Spent:
         """Sum the job's receipts."""
@@ -191,7 +166,12 @@ class Ledger:
                            as served_calls,
                        (select coalesce(sum(c.cost_usd), 0) from fullpass.calls_served s
                         join fullpass.llm_calls c on c.id = s.call_id where s.{column} = $1)
-                           as saved_by_ledger_usd
+                           as saved_by_ledger_usd,
+                       (select coalesce(sum(estimated_usd), 0) from fullpass.batches
+                        where {column} = $1 and state <> 'done') as set_aside_usd,
+                       (select count(*) from fullpass.batches
+                        where {column} = $1 and state <> 'done' and given_up_at is null)
+                           as batches_out
                 from fullpass.llm_calls where {column} = $1
                 """,
                 value,

@@ -16,10 +16,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from daemon.errors import Wait
 from daemon.llm.pace import MINUTE_SECONDS, PACED_SECONDS, Pace
@@ -27,7 +26,7 @@ from daemon.llm.rate_limits import Throttled
 from daemon.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Hashable
+    from collections.abc import Callable, Hashable
 
     from daemon.errors import CallFailed
     from daemon.llm.pace import Sent
@@ -70,14 +69,25 @@ class _Line:
 
 
 class Place:
-    """A call's place under the limit; told how the call went."""
+    """A call's place under the limit, held while it is entered; told how the call went."""
 
-    __slots__ = ("_limiter", "_pace", "_sent")
+    __slots__ = ("_limiter", "_one", "_pace", "_sent")
 
-    def __init__(self, limiter: CallLimiter, pace: Pace, sent: Sent) -> None:
+    def __init__(self, limiter: CallLimiter, one: _Waiting, pace: Pace) -> None:
         self._limiter = limiter
+        self._one = one
         self._pace = pace
-        self._sent: Sent | None = sent
+        self._sent: Sent | None = None
+
+    async def __aenter__(self) -> Self:
+        self._sent = await self._limiter.admitted(self._one)
+        return self
+
+    async def __aexit__(self, *_raised: object) -> None:
+        if self._sent is not None:  # nothing was heard of the call: take back what was assumed
+            self._pace.failed(self._sent)
+            self._sent = None
+        self._limiter.free(self._one.job)
 
     def landed(self, reply: Reply) -> None:
         """Learn from an answer."""
@@ -89,12 +99,6 @@ class Place:
         """Learn from a failure in passing."""
         if self._sent is not None:
             self._limiter.failed(self._pace, self._sent, error)
-            self._sent = None
-
-    def forget(self) -> None:
-        """Take back what was assumed of a call that nothing was heard of."""
-        if self._sent is not None:
-            self._pace.failed(self._sent)
             self._sent = None
 
 
@@ -173,33 +177,42 @@ class CallLimiter:
         return self.in_flight > 0 or bool(self._lines)
 
     @property
+    def crowded(self) -> bool:
+        """Whether calls wait for their places: the next one to come has time."""
+        return any(line.waiting for line in self._lines.values())
+
+    @property
     def paces(self) -> dict[str, Pace]:
         """The pace of each model that was called."""
         return self._paces
 
-    @asynccontextmanager
-    async def slot(
-        self, job: Hashable, model: str, characters: int, check: Callable[[], None]
-    ) -> AsyncIterator[Place]:
-        """Wait for a place, and hold it.
+    def slot(self, job: Hashable, model: str, characters: int, check: Callable[[], None]) -> Place:
+        """Return a place to be entered (`async with`), which waits for it and holds it.
 
         While it waits `check` is called about twice a second; what that raises ends the wait.
         Raises Wait when the account is to be left alone for longer than a job is held for.
         """
-        one = _Waiting(job, model, characters, check, asyncio.get_running_loop().create_future())
-        self._lines.setdefault(job, _Line()).waiting.append(one)
+        admitted = asyncio.get_running_loop().create_future()
+        return Place(self, _Waiting(job, model, characters, check, admitted), self._pace(model))
+
+    async def admitted(self, one: _Waiting) -> Sent:
+        """Wait for a place."""
+        self._lines.setdefault(one.job, _Line()).waiting.append(one)
         self._admit()
         try:
-            sent = await one.admitted
+            return await one.admitted
         except BaseException:
             self._give_up(one)
             raise
-        place = Place(self, self._pace(model), sent)
-        try:
-            yield place
-        finally:
-            place.forget()
-            self._free(job)
+
+    def free(self, job: Hashable) -> None:
+        """Give a place back, and let the next ones in."""
+        line = self._lines[job]
+        line.in_flight -= 1
+        self.in_flight -= 1
+        if not line.waiting and not line.in_flight:
+            del self._lines[job]
+        self._admit()
 
     def seen(self, exchange_bytes: int) -> None:
         """Note the size of one request plus its reply."""
@@ -308,12 +321,15 @@ class CallLimiter:
 
         Memory and allowances come free without any call ending, and leases end at any time.
         """
+        if not self.crowded:
+            return  # an alarm that is still set finds nobody
+        loop = asyncio.get_running_loop()
+        at = loop.time() + max(0.001, seconds)
         if self._alarm is not None:
+            if self._alarm.when() <= at:
+                return  # it looks again from there
             self._alarm.cancel()
-            self._alarm = None
-        if any(line.waiting for line in self._lines.values()):
-            loop = asyncio.get_running_loop()
-            self._alarm = loop.call_later(max(0.001, seconds), self._look)
+        self._alarm = loop.call_at(at, self._look)
 
     def _look(self) -> None:
         self._alarm = None
@@ -335,7 +351,7 @@ class CallLimiter:
         admitted = one.admitted
         if admitted.done() and not admitted.cancelled() and admitted.exception() is None:
             self._pace(one.model).failed(admitted.result())
-            self._free(one.job)
+            self.free(one.job)
             return
         line = self._lines.get(one.job)
         if line is not None:
@@ -343,11 +359,3 @@ class CallLimiter:
                 line.waiting.remove(one)
             if not line.waiting and not line.in_flight:
                 del self._lines[one.job]
-
-    def _free(self, job: Hashable) -> None:
-        line = self._lines[job]
-        line.in_flight -= 1
-        self.in_flight -= 1
-        if not line.waiting and not line.in_flight:
-            del self._lines[job]
-        self._admit()

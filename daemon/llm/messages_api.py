@@ -16,7 +16,7 @@ from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from daemon.errors import BadCall, CallFailed, Systemic, UselessReply
+from daemon.errors import BadCall, CallError, CallFailed, Systemic, UselessReply
 from daemon.llm.budget import most_it_costs
 from daemon.llm.rate_limits import Throttled, rate_limits_from
 from daemon.llm.wire import parameters, read_message, refused_feature
@@ -195,6 +195,8 @@ class MessagesProvider:
 
     def meaning(self, error: anthropic.APIError, model_id: str) -> Exception:
         """Say what an error of the SDK asks of the caller."""
+        if isinstance(error.__cause__, CallError):  # met while the body was read (reply_size.py)
+            return error.__cause__
         if isinstance(error, self.sdk.APIResponseValidationError):
             return UselessReply("the server's reply has a shape the API does not have")
         if not isinstance(error, self.sdk.APIStatusError):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from decimal import Decimal
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from daemon.llm.rate_limits import RateLimits
 
+_canonical = msgspec.json.Encoder(order="sorted")
 Purpose = Literal["extract", "same", "reduce", "memory", "sections"]
 
 
@@ -74,8 +76,7 @@ class Request:
             self.ask,
             [len(text) for text in texts],
         ]
-        canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        key = sha256(canonical.encode("utf-8", "surrogatepass"))
+        key = sha256(_canonical.encode(parts))
         for text in texts:
             key.update(text)
         return key.hexdigest()

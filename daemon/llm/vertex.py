@@ -39,6 +39,8 @@ class VertexPlatform:
             raise UsageError("LLM_PROVIDER: vertex needs its extra: pip install 'fullpass[vertex]'")
         import anthropic  # noqa: PLC0415 - 50 MB and a second: only where calls are made
 
+        from daemon.llm.reply_size import bounded_client  # noqa: PLC0415 - the same
+
         self._region = settings.cloud_ml_region
         self._refusals = importlib.import_module("google.auth.exceptions")
         self._client: Any = anthropic.AsyncAnthropicVertex(
@@ -47,6 +49,7 @@ class VertexPlatform:
             base_url=settings.anthropic_vertex_base_url,
             max_retries=0,
             open_telemetry=UNTRACED,
+            http_client=bounded_client(),
         )
 
     def place(self, name: str, model: Model) -> Place:

@@ -455,6 +455,8 @@ create table if not exists fullpass.llm_calls (
 );
 create index if not exists llm_calls_usable
     on fullpass.llm_calls (call_key) where usable and call_key is not null;
+create index if not exists llm_calls_useless
+    on fullpass.llm_calls (call_key) where not usable and call_key is not null;
 create index if not exists llm_calls_by_job on fullpass.llm_calls (job_id);
 create index if not exists llm_calls_by_user on fullpass.llm_calls (user_id, created_at);
 

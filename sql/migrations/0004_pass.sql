@@ -282,37 +282,75 @@ returns double precision language sql stable as $$
         order by user_id = p_user desc limit 1), 1)
 $$;
 
--- Puts a receipt in the ledger: not fenced, since what was paid was paid (promise 2). A call that
--- began before its person was erased leaves its cost and nothing else (promise 3).
-create or replace function fullpass.record_call(
-    p_key text, p_user uuid, p_job uuid, p_purpose text, p_provider text, p_model text,
-    p_prompt_version text, p_input int, p_output int, p_cache_read int, p_cache_write int,
-    p_cost numeric, p_stop_reason text, p_usable boolean, p_response text, p_request_id text,
-    p_latency_ms int, p_age_ms int, p_batch boolean default false,
-    p_saved_by_cache numeric default null, p_saved_by_batch numeric default null
-) returns void language sql as $$
-    insert into fullpass.llm_calls (
-        call_key, user_id, job_id, purpose, provider, model, prompt_version, input_tokens,
-        output_tokens, cache_read_tokens, cache_write_tokens, cost_usd, stop_reason, usable,
-        response, request_id, latency_ms, batch, saved_by_cache_usd, saved_by_batch_usd)
-    select case when erased then null else p_key end, p_user, p_job, p_purpose, p_provider,
-           p_model, p_prompt_version, p_input, p_output, p_cache_read, p_cache_write, p_cost,
-           p_stop_reason, p_usable and not erased, case when erased then null else p_response end,
-           case when erased then null else p_request_id end, p_latency_ms, p_batch,
-           p_saved_by_cache, p_saved_by_batch
-    from (select exists (
-        select from fullpass.erasures e
-        where e.user_id = p_user
-          and e.erased_at > clock_timestamp() - make_interval(secs => p_age_ms / 1000.0)
-    ) as erased) as known
-$$;
-
--- Notes that a receipt served a job in place of a call. What a job's own batch brought is its
--- first use and no saving. Not fenced: it is said of the ledger, and changes nothing of the job.
-create or replace function fullpass.note_served(p_call bigint, p_job uuid)
-returns void language sql as $$
-    insert into fullpass.calls_served (user_id, job_id, call_id)
-    select c.user_id, p_job, c.id from fullpass.llm_calls c
-    where c.id = p_call and not (c.batch and c.job_id is not distinct from p_job)
-    on conflict do nothing
+-- Puts receipts in the ledger, and tells of each key asked about (with the job that asks) what is
+-- known of it: both in one statement, since most of what either costs is the way there and back.
+-- Lookups see the receipts that came along. Not fenced: what was paid was paid (promise 2), and that
+-- a receipt served a job in place of a call is said of the ledger and changes nothing of the job.
+--
+-- A call that began (age_ms ago) before its person was erased leaves its cost and nothing else
+-- (promise 3). Only usable receipts are served again; a useless one is told of to the job that paid
+-- for it. What a job's own batch brought is its first use and no saving. Null: nothing is known.
+create or replace function fullpass.tend_ledger(p_receipts jsonb, p_lookups jsonb)
+returns jsonb language plpgsql as $$
+declare
+    v_found jsonb;
+begin
+    if p_receipts is not null then
+        insert into fullpass.llm_calls (
+            call_key, user_id, job_id, purpose, provider, model, prompt_version, input_tokens,
+            output_tokens, cache_read_tokens, cache_write_tokens, cost_usd, stop_reason, usable,
+            response, request_id, latency_ms, batch, saved_by_cache_usd, saved_by_batch_usd)
+        select case when e.erased then null else r.call_key end, r.user_id, r.job_id, r.purpose,
+               r.provider, r.model, r.prompt_version, r.input_tokens, r.output_tokens,
+               r.cache_read_tokens, r.cache_write_tokens, r.cost_usd, r.stop_reason,
+               r.usable and not e.erased, case when e.erased then null else r.response end,
+               case when e.erased then null else r.request_id end, r.latency_ms, r.batch,
+               r.saved_by_cache_usd, r.saved_by_batch_usd
+        from jsonb_to_recordset(p_receipts) as r (
+            call_key text, user_id uuid, job_id uuid, purpose text, provider text, model text,
+            prompt_version text, input_tokens int, output_tokens int, cache_read_tokens int,
+            cache_write_tokens int, cost_usd numeric, stop_reason text, usable boolean,
+            response text, request_id text, latency_ms int, age_ms int, batch boolean,
+            saved_by_cache_usd numeric, saved_by_batch_usd numeric)
+        cross join lateral (select exists (
+            select from fullpass.erasures x
+            where x.user_id = r.user_id
+              and x.erased_at > clock_timestamp() - make_interval(secs => r.age_ms / 1000.0)
+        ) as erased) as e;
+    end if;
+    if p_lookups is not null then
+        with found as materialized (
+            select a.key, a.job_id as asked_by, c.*
+            from (select distinct l.key, l.job_id
+                  from jsonb_to_recordset(p_lookups) as l (key text, job_id uuid)) as a
+            cross join lateral (
+                select u.id, u.usable, u.user_id, u.job_id, u.response, u.stop_reason, u.model,
+                       u.request_id, u.input_tokens, u.output_tokens, u.cache_read_tokens,
+                       u.cache_write_tokens, u.batch
+                from fullpass.llm_calls u
+                where u.call_key = a.key and u.usable and u.response is not null
+                union all
+                select n.id, n.usable, n.user_id, n.job_id, null, n.stop_reason, n.model,
+                       n.request_id, null, null, null, null, n.batch
+                from fullpass.llm_calls n
+                where n.call_key = a.key and not n.usable and n.job_id = a.job_id
+                order by 2 desc
+                limit 1) as c
+        ), served as (
+            insert into fullpass.calls_served (user_id, job_id, call_id)
+            select f.user_id, f.asked_by, f.id from found f
+            where f.usable and not (f.batch and f.job_id is not distinct from f.asked_by)
+            order by f.asked_by, f.id
+            on conflict do nothing
+        )
+        select jsonb_agg(jsonb_build_object(
+            'key', f.key, 'job_id', f.asked_by, 'usable', f.usable, 'response', f.response,
+            'stop_reason', f.stop_reason, 'model', f.model, 'request_id', f.request_id,
+            'input_tokens', f.input_tokens, 'output_tokens', f.output_tokens,
+            'cache_read_tokens', f.cache_read_tokens, 'cache_write_tokens', f.cache_write_tokens,
+            'batch', f.batch))
+        into v_found from found f;
+    end if;
+    return v_found;
+end
 $$;

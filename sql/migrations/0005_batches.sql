@@ -88,10 +88,10 @@ begin
     end if;
     with copy as (
         insert into fullpass.batches (
-            user_id, job_id, source, provider, model, purpose, prompt_version, requests, state,
-            batch_id, sent_at, expires_at, given_up_at)
+            user_id, job_id, source, provider, model, purpose, prompt_version, requests,
+            estimated_usd, state, batch_id, sent_at, expires_at, given_up_at)
         values (v.user_id, v.job_id, v.source, v.provider, v.model, v.purpose, v.prompt_version,
-                v.requests, 'sent', p_batch_id, clock_timestamp(),
+                v.requests, v.estimated_usd, 'sent', p_batch_id, clock_timestamp(),
                 clock_timestamp() + make_interval(secs => p_expires_seconds), clock_timestamp())
         returning id
     )

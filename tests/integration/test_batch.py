@@ -252,6 +252,41 @@ async def test_thinking_that_is_paid_as_output_takes_no_batch_past_the_limit(
         assert await noted(db, server)
 
 
+async def test_what_is_paid_at_once_leaves_a_batch_that_is_out_its_money(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    # One window is read at once for a first MEMORY, whose own call may cost four cents.
+    export = planted_export(conversations=12, filler_words=60)
+    job = await insert_job(db, export.write(tmp_path / "c.json"), uuid.uuid4())
+    limit = Decimal("0.06")
+    money: dict[str, Any] = {
+        "max_cost_usd_per_job": float(limit),
+        "model_capabilities": {"sonnet-5.5": {"input_usd": 0.1, "output_usd": 2}},
+        "memory_model": "sonnet-5.5",
+    }
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(batch_seconds=3600.0)
+        tally = await work_once(database_url, server.url, **ONE_LOOK, **money)
+        assert tally.left
+        (made,) = server.batches.made.values()
+        aside = await db.fetchval("select estimated_usd from fullpass.batches")
+        spent = await db.fetchval("select sum(cost_usd) from fullpass.llm_calls")
+        # Without the batch the next call would fit, beside it at its worst it does not.
+        assert 0 < spent < Decimal("0.02") < aside
+        purposes = {call.purpose for call in server.record.completed()}
+        assert purposes == {"extract"}
+        detail = await db.fetchrow("select status, attempts from processing_jobs")
+        assert (detail["status"], detail["attempts"]) == ("pending", 0)
+        server.behave(batch_seconds=0.0)
+        await look_now(db, job)
+        tally = await work_once(database_url, server.url, **{**BATCH, **money})
+        assert tally.completed == [job]
+        assert await db.fetchval("select sum(cost_usd) from fullpass.llm_calls") <= limit
+        assert {call.purpose for call in server.record.completed()} > {"extract"}
+        assert len(made.requests) > 2
+        assert not server.record.paid_again()
+
+
 async def test_neither_another_mode_nor_another_job_asks_what_is_out(
     db: Any, database_url: str, tmp_path: Path
 ) -> None:

@@ -575,8 +575,10 @@ async def test_forget_leaves_costs_and_nothing_else(pool: Pool) -> None:
     job = await claimed(pool)
     assert job is not None
     call = (
-        "select fullpass.record_call('key', $1, $2, 'extract', 'anthropic', 'm', 'v', 10, 5, 0, 0,"
-        " 0.5, 'end_turn', true, 'private text', 'req', 10, $3)"
+        "select fullpass.tend_ledger(jsonb_build_array(jsonb_build_object('call_key', 'key', "
+        "'user_id', $1::uuid, 'job_id', $2::uuid, 'purpose', 'extract', 'provider', 'anthropic', "
+        "'model', 'm', 'prompt_version', 'v', 'cost_usd', '0.5', 'usable', true, 'response', "
+        "'private text', 'request_id', 'req', 'age_ms', $3::int, 'batch', false)), null)"
     )
     await pool.execute(call, user, job.id, 10)
     await pool.fetchval("select fullpass.forget($1)", user)

@@ -33,8 +33,11 @@ async def test_every_view_and_the_status_screen_stay_quick_with_many_ended_jobs(
 async def test_sums_of_cost_never_differ_from_the_ledger(database_url: str) -> None:
     job, other, user = uuid4(), uuid4(), uuid4()
     record = (
-        "select fullpass.record_call(null, $1, $2, $3, 'anthropic', $4, 'v1', $5, 20, 3, 0, $6, "
-        "'end_turn', $7, 'text', null, 10, 20)"
+        "select fullpass.tend_ledger(jsonb_build_array(jsonb_build_object('user_id', $1::uuid, "
+        "'job_id', $2::uuid, 'purpose', $3::text, 'provider', 'anthropic', 'model', $4::text, "
+        "'prompt_version', 'v1', 'input_tokens', $5::int, 'output_tokens', 20, "
+        "'cache_read_tokens', 3, 'cost_usd', $6::numeric, 'usable', $7::boolean, 'age_ms', 20, "
+        "'batch', false)), null)"
     )
 
     async def pay(which: UUID, purpose: str, model: str, cost: str | None) -> None:

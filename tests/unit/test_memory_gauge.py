@@ -120,6 +120,12 @@ def test_a_setting_below_every_limit_counts_against_the_whole_process_tree(tmp_p
     assert host.read(memory_limit_mb=256) == Gauge(256 * MIB, 132 * MIB, "setting")
 
 
+def test_a_process_alone_counts_its_resident_set(tmp_path: Path) -> None:
+    host = Host(tmp_path, cgroup_lines="0::/\n")
+    host.process("self", pss_mb=90, rss_pages=MIB // os.sysconf("SC_PAGE_SIZE") * 94)
+    assert host.read(memory_limit_mb=256) == Gauge(256 * MIB, 94 * MIB, "setting")
+
+
 def test_a_setting_above_the_cgroup_limit_is_not_believed(tmp_path: Path) -> None:
     host = Host(tmp_path, cgroup_lines="0::/\n")
     host.v2(".", 512 * MIB, used_mb=100)

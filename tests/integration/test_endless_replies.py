@@ -1,0 +1,178 @@
+"""A server whose replies do not end: given up at a bound, told as what they are, paid or not."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import tracemalloc
+import uuid
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from daemon.database import open_pool
+from daemon.errors import CallFailed, UselessReply
+from daemon.llm import reply_size
+from daemon.llm.batch_api import batch_api_of
+from daemon.llm.caller import Caller, Scope
+from daemon.llm.ledger import Ledger
+from daemon.llm.limiter import CallLimiter
+from daemon.llm.providers import provider_from
+from daemon.llm.reply_size import MOST_BYTES
+from daemon.llm.request import Request
+from daemon.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from daemon.llm.providers import Provider
+
+ENDED = {
+    "id": "msgbatch_1", "type": "message_batch", "processing_status": "ended",
+    "results_url": "/v1/messages/batches/msgbatch_1/results",
+    "created_at": "2026-11-22T10:00:00Z", "expires_at": "2026-11-23T10:00:00Z",
+    "request_counts": {
+        "processing": 0, "succeeded": 0, "errored": 0, "canceled": 0, "expired": 1
+    },
+}  # fmt: skip
+HEADERS = "content-type: application/json\r\nconnection: close\r\n"
+
+
+class Nobody:
+    def check(self) -> None:
+        pass
+
+
+class Endless:
+    """A server that answers every request with a body that has no end, or nearly none."""
+
+    def __init__(self) -> None:
+        self.status = "200 OK"
+        self.headers = HEADERS
+        self.body = b" " * 65_536
+        self.endless = True
+        self.sent_bytes = 0
+        self.visits = 0
+        self.batch = b""
+        """What is said of a batch, where only its results have no end."""
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            length = head.partition("content-length:")[2].partition("\r\n")[0]
+            await reader.readexactly(int(length or 0))
+            self.visits += 1
+            if self.batch and "/results " not in head:
+                writer.write(f"HTTP/1.1 200 OK\r\n{HEADERS}\r\n".encode() + self.batch)
+                return
+            writer.write(f"HTTP/1.1 {self.status}\r\n{self.headers}\r\n".encode())
+            while self.endless or not self.sent_bytes:
+                writer.write(self.body)
+                self.sent_bytes += len(self.body)
+                await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def endless() -> AsyncIterator[tuple[Endless, Provider]]:
+    server = Endless()
+    async with await asyncio.start_server(server.answer, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        provider = provider_at(f"http://127.0.0.1:{port}")
+        yield server, provider
+        await provider.aclose()
+
+
+def provider_at(url: str) -> Provider:
+    return provider_from(
+        load_settings(anthropic_base_url=url, anthropic_api_key="k", llm_provider="anthropic")
+    )
+
+
+def request(text: str = "text") -> Request:
+    return Request("extract", "v1", "claude-haiku-5-5", "system", text, {}, 100, 30.0)
+
+
+async def test_a_reply_without_end_is_given_up_in_bounded_memory_and_leaves_its_receipt(
+    database_url: str,
+) -> None:
+    pool = await open_pool(database_url)
+    async with endless() as (server, provider):
+        caller = Caller(provider, Ledger(pool), CallLimiter(ceiling=1, allowed=lambda _: 1))
+        scope = Scope(uuid.uuid4(), uuid.uuid4(), Nobody())
+        tracemalloc.start()
+        try:
+            with pytest.raises(UselessReply, match="did not end within 4,194,304 bytes"):
+                await caller.ask(scope, request(), lambda reply: reply.text)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert server.visits == 3  # asked again, as after any reply of no use, and no oftener
+        assert peak_bytes < 6 * MOST_BYTES
+        assert server.sent_bytes < 3 * 4 * MOST_BYTES  # the rest filled the sockets' buffers
+        rows = await pool.fetch("select usable, stop_reason from fullpass.llm_calls")
+        assert [row["usable"] for row in rows] == [False] * 3
+        assert all("did not end" in row["stop_reason"] for row in rows)
+    await pool.close()
+
+
+async def test_a_reply_that_grows_without_end_as_it_is_unpacked_is_given_up() -> None:
+    async with endless() as (server, provider):
+        server.headers = f"{HEADERS}content-encoding: gzip\r\n"
+        server.body = gzip.compress(b" " * (16 * MOST_BYTES), compresslevel=1)
+        assert len(server.body) < MOST_BYTES / 4
+        server.endless = False
+        tracemalloc.start()
+        try:
+            with pytest.raises(UselessReply, match="did not end"):
+                await provider.call(request())
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak_bytes < 6 * MOST_BYTES
+        server.headers = f"{HEADERS}content-encoding: br\r\n"
+        with pytest.raises(CallFailed, match="compressed as 'br'"):
+            await provider.call(request())
+
+
+async def test_an_error_without_end_is_trouble_in_passing() -> None:
+    async with endless() as (server, provider):
+        server.status = "500 Internal Server Error"
+        with pytest.raises(CallFailed, match="of status 500, did not end"):
+            await provider.call(request())
+
+
+async def test_results_of_a_batch_may_be_long_and_no_line_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The SDK reads results 64 bytes at a time: megabytes take it many seconds.
+    monkeypatch.setattr(reply_size, "MOST_BYTES", 200_000)
+    async with endless() as (server, provider):
+        api = batch_api_of(provider)
+        assert api is not None
+        server.batch = msgspec.json.encode(ENDED)
+        with pytest.raises(CallFailed, match="the results broke off"):
+            async for _ in api.results("msgbatch_1", "claude-haiku-5-5"):
+                pass
+        line = b'{"custom_id": "k", "result": {"type": "expired"}' + b" " * 100_000 + b"}\n"
+        server.body = line * (6)
+        server.endless, server.sent_bytes = False, 0
+        items = [item async for item in api.results("msgbatch_1", "claude-haiku-5-5")]
+        assert len(items) == 6
+
+
+async def test_a_reply_that_comes_compressed_unasked_is_read() -> None:
+    said = (
+        b'{"id": "m", "type": "message", "role": "assistant", "model": "claude-haiku-5-5", '
+        b'"content": [{"type": "text", "text": "hello"}], "stop_reason": "end_turn", '
+        b'"stop_sequence": null, "usage": {"input_tokens": 3, "output_tokens": 1}}'
+    )
+    async with endless() as (server, provider):
+        server.headers = f"{HEADERS}content-encoding: gzip\r\n"
+        server.body, server.endless = gzip.compress(said), False
+        assert (await provider.call(request())).text == "hello"
