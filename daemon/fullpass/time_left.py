@@ -130,12 +130,15 @@ class TimeLeft:
             yield
         finally:
             began, now = self._begun.pop(key), time.monotonic()
-            waiting = next((k for k, at in self._begun.items() if at is None), None)
-            if began is not None and waiting is not None:
-                self._begun[waiting] = now
+            if began is None:  # it was let in before one that is counted as under way: they swap
+                held = [k for k, at in self._begun.items() if at is not None]
+                if held:
+                    began, self._begun[held[-1]] = self._begun[held[-1]], now
+            elif waiting := [k for k, at in self._begun.items() if at is None]:
+                self._begun[waiting[0]] = now
         self._read += 1
-        took = self._first_took if first else self._took_seconds
-        took.append(0.0 if began is None else now - began)
+        if began is not None:
+            (self._first_took if first else self._took_seconds).append(now - began)
 
     def found(self, statements: Sequence[str]) -> None:
         """Note the facts of one window."""
@@ -278,8 +281,8 @@ class TimeLeft:
         )
         step = next(calls for calls in foreseen if calls.purpose == purpose)
         waves = float(step.calls)
-        if purpose == "same" and waves:  # in two rounds
-            waves = max(2.0, step.calls / self._abreast)
+        if purpose == "same" and waves:  # in two rounds, whose last calls are short
+            waves = max(2.0, (step.calls - 1) / self._abreast)
         characters = step.usage.output_tokens * CHARACTERS_PER_TOKEN
         if purpose == "memory" and self._statement_tokens:
             # Characters are what counts; another script has fewer of them for a token.
