@@ -462,3 +462,38 @@ def test_the_readers_login_is_enough_for_the_queue_and_the_workers_for_a_job(
             job = web.get(f"{at}/jobs/{READING}")
             assert job.status_code == status, job.text
             assert ("fullpass_worker" in job.text) == (status == 403)
+
+
+def test_a_job_of_twenty_thousand_events_has_its_page_within_100_ms(
+    scene_url: str, web: httpx.Client
+) -> None:
+    """A job that was given back ten thousand times is the one that somebody looks at."""
+
+    async def long_story() -> str:
+        db = await connect(scene_url)
+        try:
+            job = await db.fetchval(
+                "insert into processing_jobs (user_id, storage_path, status, completed_at) "
+                "values (gen_random_uuid(), 'b/long.zip', 'failed', now()) returning id"
+            )
+            await db.execute(
+                """
+                insert into fullpass.job_events (job_id, event, step, attempt, lease_epoch, data, at)
+                select $1, (array['claimed', 'step.started', 'step.finished', 'waited'])[1 + n % 4],
+                       'extract_facts', 1, n, jsonb_build_object('reason', 'wait ' || n),
+                       now() - interval '1 day' + n * interval '1 second'
+                from generate_series(0, 19999) as n
+                """,
+                job,
+            )
+            return str(job)
+        finally:
+            await db.close()
+
+    job = asyncio.run(long_story())
+    with dashboard(scene_url) as at:
+        took_ms, _ = quickest_ms(f"{at}/jobs/{job}", limit_ms=100)
+        told = web.get(f"{at}/jobs/{job}").text
+    assert took_ms <= 100
+    assert "And 19,800 earlier" in told
+    assert "extract_facts" in told.partition('id="facts"')[0]

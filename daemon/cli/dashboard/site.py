@@ -14,7 +14,7 @@ from uuid import UUID
 
 from daemon.cli.dashboard.frame import login, trouble
 from daemon.cli.dashboard.guard import COOKIE, Access, Guarded
-from daemon.cli.dashboard.job import job_page
+from daemon.cli.dashboard.job import NEWEST_EVENTS, job_page
 from daemon.cli.dashboard.now import now_page
 from daemon.cli.dashboard.past import past_page
 from daemon.cli.target import SchemaBehind, schema_expected
@@ -66,7 +66,9 @@ def application(pool: Pool, access: Access) -> ASGIApp:
 
     async def job(request: Request) -> Response:
         async with _reading(pool) as connection:
-            account = await job_account(connection, request.path_params["job_id"])
+            account = await job_account(
+                connection, request.path_params["job_id"], newest_events=NEWEST_EVENTS
+            )
         if account is None:
             return HTMLResponse(trouble("No such job", "There is no job of this id."), 404)
         return HTMLResponse(job_page(account))
