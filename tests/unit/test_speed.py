@@ -34,6 +34,19 @@ def test_replies_of_many_lengths_tell_the_wait_from_the_rate(first: float, a_tok
         assert speeds.seconds(MODEL, tokens) == pytest.approx(first + a_token * tokens, rel=0.25)
 
 
+def test_waits_with_a_long_tail_do_not_hide_what_a_character_takes() -> None:
+    within = 0
+    for trial in range(60):
+        speeds, dice = Speeds(), random.Random(trial)
+        for _ in range(75):
+            characters = round(max(80.0, dice.gauss(680, 200)))
+            wait = 0.1 * dice.lognormvariate(0.0, 0.8)
+            speeds.seen(MODEL, characters, wait + 0.00025 * characters, past=True)
+        long = speeds.seconds(MODEL, 20_000)
+        within += abs(long - 5.14) <= 0.25 * 5.14
+    assert within >= 54
+
+
 def test_a_provider_that_slows_down_is_believed_and_other_models_are_not_concerned() -> None:
     speeds = Speeds()
     for seconds in (2.0, 6.0):
