@@ -43,8 +43,9 @@ _OVERDUE = 0.1
 """What takes longer than it should will take so much of that again, for all one knows."""
 _OWN_SHARE = 0.3
 """The person's own share of a chat's tokens, where it was not counted."""
-_SUPPOSED_WINDOWS = 1.0
-"""What is supposed of the facts in a window counts as much as so many windows read."""
+_SUPPOSED_WINDOWS = 0.3
+"""What is supposed of the facts in a window counts as much as so many windows read: people differ
+more from each other than their windows do."""
 _WORTH_TELLING = 0.1
 _WORTH_TELLING_SECONDS = 0.3
 _SECONDS_A_FACT = 0.001

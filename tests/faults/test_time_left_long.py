@@ -25,7 +25,6 @@ SHAPES: dict[str, tuple[Callable[[], PlantedExport], dict[str, Any], dict[str, A
     "another_seed": (lambda: _usual(seed=8), {"seed": 4}, {}),
     "one_call_at_a_time": (lambda: _usual(40), {}, {"fact_extraction_concurrency": 1}),
     "ten_calls_at_a_time": (lambda: _usual(160), {}, {"fact_extraction_concurrency": 10}),
-    "more_than_memory_holds": (lambda: _usual(240), {}, {"fact_extraction_concurrency": 10}),
     "uneven_latency": (lambda: _usual(120), {"latency_sigma": 0.8, "seed": 3}, {}),
     "few_long_conversations": (lambda: export_of([60] * 4), {}, {}),
     "facts_in_the_first_third_only": (lambda: export_of([8] * 27 + [0, 0, 1] * 18), {}, {}),
@@ -34,7 +33,6 @@ SHAPES: dict[str, tuple[Callable[[], PlantedExport], dict[str, Any], dict[str, A
     ),
     "overloaded_now_and_then": (_usual, {"faults": {"overloaded": 0.05}}, {}),
     "an_allowance_a_minute": (_usual, {"requests_per_minute": 240}, {}),
-    "a_model_that_thinks": (_usual, {"thinking_tokens": 200}, {}),
     "a_small_memory": (_usual, {}, {"memory_max_tokens": 1500}),
 }  # fmt: skip
 
@@ -57,17 +55,4 @@ async def test_the_time_left_of_a_pass_taken_up_again_is_that_of_the_rest(
     watched = await timed_pass(
         database_url, anthropic_server, _usual(120), tmp_path, killed_after_windows=30
     )
-    watched.check()
-
-
-@pytest.mark.long
-async def test_a_worker_that_knows_its_model_foresees_even_long_windows(
-    database_url: str, tmp_path: Path, anthropic_server: AnthropicServer
-) -> None:
-    """A window takes longer than a tenth of the pass here: the ledger tells what calls take."""
-    anthropic_server.behave(**SPEED)
-    watched = await timed_pass(
-        database_url, anthropic_server, export_of([1] * 300, own_words=25), tmp_path,
-        before=export_of([2] * 20, seed=3, own_words=25),
-    )  # fmt: skip
     watched.check()
