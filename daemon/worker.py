@@ -121,7 +121,7 @@ class Worker:
         self._running: dict[asyncio.Task[None], Lease] = {}
         self._shutdown = Shutdown()
         self._draining = self._shutdown.asked
-        # A worker of one job only is a person's `fullpass run`: they see how it ends.
+        # One job only is a person's `fullpass run`: they see how it ends.
         self._teller = Teller(settings, worker_id=self.worker_id, silent=only is not None)
         self._pausing = Pausing(self._teller.alarm)
         self._mend_at = 0.0
@@ -203,6 +203,7 @@ class Worker:
                 worker_id=self.worker_id,
                 max_wait_hours=settings.max_wait_hours,
                 tally=self.tally,
+                waits=self._pausing.ending,
             ),
             caller=Caller(
                 self._provider,
@@ -273,7 +274,7 @@ class Worker:
                         return
                 pausing.reached_the_queue()
             except OutOfReach as error:
-                # The queue itself is out of reach: not a job's trouble, so no pause for them.
+                # The queue itself is out of reach: no job's trouble, no pause for them.
                 pause = pausing.lost_the_queue(error)
             if pausing.troubled:
                 pause = max(0.05, pausing.seconds_left)
@@ -329,7 +330,7 @@ class Worker:
         places = self._settings.max_concurrent_jobs - len(self._running)
         if places <= 0 or self._draining.is_set() or self._pausing.seconds_left:
             return 0
-        # An idle worker's memory stands still: what the last beat read will do, and is quicker.
+        # An idle worker's memory stands still: the last beat's reading will do.
         if self._running and time.monotonic() >= self._gauge_read_at + _REREAD_SECONDS:
             self._read_gauge()
         # One job runs in any memory; more need room.

@@ -54,6 +54,8 @@ async def consolidate(work: Pass) -> dict[str, int]:
     meanings = [Meaning(sayings) for sayings in known.meanings()]
     succeed(known, meanings, settled)
     facts = sum(len(_by_source(meaning)) for meaning in meanings)
+    replaced = sum(len(_by_source(m)) for m in meanings if m.replaced_by is not None)
+    work.left.facts = facts - replaced
     saved = await _save(
         work, known, _facts(work.job.user_id, meanings, known.main_language()), facts
     )
@@ -61,7 +63,7 @@ async def consolidate(work: Pass) -> dict[str, int]:
         "reported": len(known.rows),
         "facts": facts,
         "merged": len(known.rows) - facts,
-        "superseded": sum(len(_by_source(m)) for m in meanings if m.replaced_by is not None),
+        "superseded": replaced,
         **counts,
         **saved,
     }

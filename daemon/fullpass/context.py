@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from daemon.database import database_errors
+from daemon.errors import FullpassError
 from daemon.fullpass.time_left import TimeLeft, in_words
 from daemon.llm.caller import Scope
 
@@ -59,6 +62,7 @@ STAGES: dict[Step, str] = {
 BEFORE_FACTS = frozenset(
     {"download_conversations", "chunk_conversations", "save_chunks", "extract_facts"}
 )
+_TELL_SECONDS = 1.0
 EARLY_STAGE = "Writing a first memory; more is being read"
 
 
@@ -139,18 +143,52 @@ async def report_progress(
     start = STARTS[step]
     later = [p for p in STARTS.values() if p > start]
     end = min(later) if later else 99
-    # What goes by batch is back when it is back.
-    by_batch = work.early or (work.settings.extraction_mode == "batch" and step in BEFORE_FACTS)
-    seconds_left = None if by_batch else work.left.seconds(step, share)
-    stage = EARLY_STAGE if work.early else STAGES[step]
+    seconds_left = None if _by_batch(work) else work.left.seconds(step, share)
+    work.left.tell(seconds_left)
     await connection.execute(
         "select fullpass.progress($1, $2, $3, $4, $5, $6, $7, $8)",
         work.job.id,
         step,
         int(start + (end - start) * min(1.0, max(0.0, share))),
-        stage if seconds_left is None else f"{stage}, {in_words(seconds_left)}",
+        _stage(work, seconds_left),
         conversations,
         messages,
         advanced,
         seconds_left,
     )
+
+
+async def keep_telling(work: Pass, over: asyncio.Event) -> None:
+    """Say the time left anew whenever it is another than what stands there, until `over`.
+
+    Between two writes of progress the number counts down by itself; but a call may take longer than
+    it should, and the words stand still. It is no progress: a step that hangs is noticed all the
+    same (promise 6).
+    """
+    while True:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(over.wait(), _TELL_SECONDS)
+            return
+        seconds_left = None if _by_batch(work) else work.left.anew(work.step)
+        if seconds_left is None:
+            continue
+        try:
+            async with work.lease.fenced(progress=False) as connection:
+                await connection.execute(
+                    "select fullpass.tell_time_left($1, $2, $3)",
+                    work.job.id, _stage(work, seconds_left), seconds_left,
+                )  # fmt: skip
+        except FullpassError:
+            continue  # the step meets it too, and knows what to do
+        work.left.tell(seconds_left)
+
+
+def _by_batch(work: Pass) -> bool:
+    """Whether the work waits for a batch: what goes by batch is back when it is back."""
+    batch = work.settings.extraction_mode == "batch"
+    return work.early or (batch and work.step in BEFORE_FACTS)
+
+
+def _stage(work: Pass, seconds_left: float | None) -> str:
+    stage = EARLY_STAGE if work.early else STAGES[work.step]
+    return stage if seconds_left is None else f"{stage}, {in_words(seconds_left)}"

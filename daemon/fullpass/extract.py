@@ -1,8 +1,9 @@
 """Step extract_facts: every unread chunk to the model, in parallel; every chunk an outcome.
 
-Windows are worked in order by a few more tasks than calls are allowed. When one fails, no new
-window is started, but those in flight land: their receipts and their effects are kept (promises 2
-and 4). What reading one window means is `outcomes.py`; which windows go by batch is `batch.py`.
+Windows are worked by a few more tasks than calls are allowed, those of all years in turn. When one
+fails, no new window is started, but those in flight land: their receipts and their effects are kept
+(promises 2 and 4). What reading one window means is `outcomes.py`; which windows go by batch is
+`batch.py`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,15 @@ from daemon.fullpass.context import report_progress
 from daemon.fullpass.outcomes import read_window
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from daemon.fullpass.context import Pass
 
-_PAGE = 200
+_PAGE = 10_000
+"""Windows queued at a time, which is a number each."""
+_STATEMENTS = 4_000
+"""Of the facts that a person had, so many tell how often they repeat themselves."""
+_GOLDEN = (5**0.5 - 1) / 2
 AHEAD = 2
 """Tasks beyond the calls allowed: while one stores what came, another has its window ready."""
 
@@ -82,25 +89,33 @@ async def _expect(work: Pass, total: int) -> None:
         select (select coalesce(sum(token_count), 0)::bigint from fullpass.windows
                 where user_id = $1 and source = $2 and state = 'planned') as tokens,
                (select count(*) from fullpass.extracted_facts
-                where user_id = $1 and rejected is null) as facts
+                where user_id = $1 and rejected is null) as facts,
+               array(select statement from fullpass.extracted_facts
+                     where user_id = $1 and rejected is null order by id desc limit $3) as newest,
+               (select count(*) from fullpass.conversations
+                where user_id = $1 and own_characters > 0) as conversations
         """,
-        work.job.user_id, work.source,
+        work.job.user_id, work.source, _STATEMENTS,
     )  # fmt: skip
     speeds = work.caller.speeds
     if not speeds.knows(work.settings.extraction_model):
         # A worker that has just started goes by what calls took others.
         for call in await work.fetch(
             """
-            select model, output_tokens, latency_ms from (
-                select id, model, output_tokens, latency_ms from fullpass.llm_calls
-                where output_tokens is not null and latency_ms > 0 and not batch
+            select model, length(response) as characters, latency_ms from (
+                select id, model, response, latency_ms from fullpass.llm_calls
+                where response <> '' and latency_ms > 0 and not batch
                 order by id desc limit 200) as newest
             order by id
             """
         ):
-            speeds.seen(call["model"], call["output_tokens"], call["latency_ms"] / 1000)
+            took = call["latency_ms"] / 1000
+            speeds.seen(call["model"], call["characters"], took, past=True)
     if row is not None:
-        work.left.planned(windows=total, tokens=row["tokens"], facts=row["facts"])
+        work.left.planned(
+            windows=total, tokens=row["tokens"], facts=row["facts"], newest=row["newest"]
+        )
+        work.left.sections = row["conversations"] >= work.settings.min_conversations
 
 
 async def _work_all(work: Pass, total: int) -> None:
@@ -113,9 +128,10 @@ async def _work_all(work: Pass, total: int) -> None:
 
     async def refill() -> None:
         nonlocal newest
-        for window_id in await windows.planned(work, after=newest, limit=_PAGE):
+        page = await windows.planned(work, after=newest, limit=_PAGE)
+        for window_id in spread(page):
             queue.put_nowait(window_id)
-            newest = window_id
+        newest = page[-1] if page else newest
 
     async def worker() -> None:
         nonlocal done, failure, running, total
@@ -132,7 +148,9 @@ async def _work_all(work: Pass, total: int) -> None:
             running += 1
             try:
                 with work.left.window():
-                    total += await read_window(work, window_id, done / total)
+                    parts = await read_window(work, window_id, done / total)
+                total += parts
+                work.left.split(parts)
                 done += 1
             except BaseException as error:  # noqa: BLE001 - raised below, when all have landed
                 failure = failure or error
@@ -145,6 +163,15 @@ async def _work_all(work: Pass, total: int) -> None:
     await asyncio.gather(*(worker() for _ in range(min(tasks, max(total, 1)))))
     if failure is not None:
         raise failure
+
+
+def spread(windows: Sequence[int]) -> list[int]:
+    """Return windows in an order in which the first few stand evenly among all.
+
+    They are planned by the time of their conversations, and people's lives differ by years: what
+    was read so far speaks for the rest only if it is of every part (decision 0126).
+    """
+    return [windows[n] for n in sorted(range(len(windows)), key=lambda n: n * _GOLDEN % 1)]
 
 
 async def measure_coverage(work: Pass) -> Coverage:

@@ -18,7 +18,12 @@ from daemon.fullpass.prompts import prompt
 from daemon.fullpass.tokens import estimate_tokens
 from daemon.llm.pricing import cost_usd, model_named
 from daemon.llm.request import Purpose, Usage
-from daemon.llm.speed import FIRST_TOKEN_SECONDS, OUTPUT_TOKENS_PER_SECOND, Speeds
+from daemon.llm.speed import (
+    CHARACTERS_PER_TOKEN,
+    FIRST_TOKEN_SECONDS,
+    OUTPUT_TOKENS_PER_SECOND,
+    Speeds,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,7 +39,8 @@ BATCH_PRICE = Decimal("0.5")
 
 _REPEATED = 0.1
 """Share of facts that repeat another and become one with it."""
-_PAIRS_PER_FACT = 0.3
+_PAIRS_PER_FACT = 0.17
+"""One for seven in the bundled example; many facts are more alike."""
 _FEW_FACTS = 10
 """Fewer hold no two that are alike."""
 _MOST_PAIRS = 2_000
@@ -52,9 +58,13 @@ _FACT = {
 }
 _FACT_TOKENS = estimate_tokens(json.dumps(_FACT))
 _STATEMENT_TOKENS = estimate_tokens(_FACT["statement"])  # type: ignore[arg-type]
-_AROUND_STATEMENT = 12
-_LINE_TOKENS = _STATEMENT_TOKENS + _AROUND_STATEMENT
+_AROUND_FACT = 12
+_LINE_TOKENS = _STATEMENT_TOKENS + _AROUND_FACT
 """A fact as later prompts show it; reduce.py counts it so too."""
+_AROUND_LINE = '{"category":"decisions","text":"","facts":[123]},'
+_AROUND_LINE_TOKENS = estimate_tokens(_AROUND_LINE)
+AROUND_LINE_CHARACTERS = len(_AROUND_LINE)
+"""A line of the answer that is MEMORY carries its category and citations beside its text."""
 _VERDICT_TOKENS = estimate_tokens(json.dumps({"pair": 12, "relation": "separate"}))
 _SCHEMA_TOKENS = 250
 """Of a later step's schema and prompt's frame."""
@@ -63,11 +73,16 @@ _CATEGORIES = 5
 _MOST_FACTS = 20_000
 _SHRINKS = 0.7
 """Size of the facts after one level of joining."""
+WRITTEN_ANEW = 0.15
+"""Of their size: what says three facts in one takes the place of three times as much."""
 _MAX_LEVELS = 4
 _ROOM_PER_MEMORY_TOKEN = 4
+_LEAST_MEMORY_TOKENS = 8_192
+"""The reply may hold as many, however small MEMORY is to be: `memory.py` cuts afterwards."""
 _SAMPLES_TOKENS = 16_000
-_SECTIONS_TOKENS = 900
-"""28 values, each a sentence or a short list, with their names: about 30 tokens a value."""
+_SECTIONS_TOKENS = 600
+"""28 values, each a short sentence or a list of a few words: 15 tokens beside its name."""
+SECTIONS_CHARACTERS = _SECTIONS_TOKENS * CHARACTERS_PER_TOKEN
 
 
 class _Window(Protocol):
@@ -141,11 +156,11 @@ def after_extraction(
 
     `statement_tokens` is the length of a fact's statement, where it is known.
     """
-    line = _LINE_TOKENS if statement_tokens is None else statement_tokens + _AROUND_STATEMENT
+    statement = _STATEMENT_TOKENS if statement_tokens is None else statement_tokens
     steps = [
         _comparisons(facts),
-        _reduction(facts, settings),
-        _memory(facts, settings, line_tokens=line),
+        _reduction(facts, settings, line_tokens=statement + _AROUND_FACT),
+        _memory(facts, settings, statement_tokens=statement),
     ]
     return [*steps, _sections(own_tokens, facts, settings)] if sections else steps
 
@@ -155,15 +170,10 @@ def reply_tokens(*, own_tokens: float) -> float:
     return min(FACTS_PER_REPLY, own_tokens / OWN_TOKENS_PER_FACT) * _FACT_TOKENS + 8
 
 
-def seconds_of(
-    calls: Calls, settings: Settings, speeds: Speeds, *, billed_share: float = 1.0
-) -> float:
-    """Foresee how long the calls of a purpose take, as many at a time as there may be.
-
-    `billed_share` is how many tokens a model counts for one that is estimated here.
-    """
-    tokens = calls.usage.output_tokens * billed_share
-    one = speeds.seconds(model_of(calls.purpose, settings), tokens)
+def seconds_of(calls: Calls, settings: Settings, speeds: Speeds) -> float:
+    """Foresee how long the calls of a purpose take, as many at a time as there may be."""
+    characters = calls.usage.output_tokens * CHARACTERS_PER_TOKEN
+    one = speeds.seconds(model_of(calls.purpose, settings), characters)
     abreast = 1
     if calls.purpose in {"extract", "same"}:
         abreast = settings.fact_extraction_concurrency
@@ -203,32 +213,42 @@ def _comparisons(facts: int) -> Calls:
     )
 
 
-def _reduction(facts: int, settings: Settings) -> Calls:
-    room = settings.memory_max_tokens * _ROOM_PER_MEMORY_TOKEN
-    size = min(facts, _MOST_FACTS) * _LINE_TOKENS
-    calls = tokens = level = 0
-    while size > room and level < _MAX_LEVELS:
-        level += 1
-        calls += ceil(size / _BATCH_TOKENS) + _CATEGORIES // 2
-        tokens += size
+def levels(size: int, room: int) -> list[int]:
+    """Return how large facts of `size` tokens are at each level of joining, until they fit."""
+    sizes: list[int] = []
+    while size > room and len(sizes) < _MAX_LEVELS:
+        sizes.append(size)
         size = round(size * _SHRINKS)
+    return sizes
+
+
+def _reduction(facts: int, settings: Settings, *, line_tokens: float) -> Calls:
+    room = settings.memory_max_tokens * _ROOM_PER_MEMORY_TOKEN
+    sizes = levels(round(min(facts, _MOST_FACTS) * line_tokens), room)
+    calls = sum(ceil(size / _BATCH_TOKENS) + _CATEGORIES // 2 for size in sizes)
     fixed = estimate_tokens(prompt("reduce").text) + _SCHEMA_TOKENS
-    return Calls("reduce", calls, tokens + calls * fixed, round(tokens * (1 - _SHRINKS)))
+    tokens = sum(sizes)
+    return Calls("reduce", calls, tokens + calls * fixed, round(tokens * WRITTEN_ANEW))
 
 
 def _memory_tokens(facts: int, settings: Settings) -> int:
     return min(facts * _LINE_TOKENS, settings.memory_max_tokens)
 
 
-def _memory(facts: int, settings: Settings, *, line_tokens: float) -> Calls:
+def memory_tokens(statements: float, count: float) -> float:
+    """Foresee the reply that writes MEMORY from `count` statements of so many tokens in all."""
+    return statements + count * _AROUND_LINE_TOKENS
+
+
+def _memory(facts: int, settings: Settings, *, statement_tokens: float) -> Calls:
     if not facts:
         return Calls("memory", 0, 0, 0)
-    shown = min(facts * _LINE_TOKENS, settings.memory_max_tokens * _ROOM_PER_MEMORY_TOKEN)
+    room = settings.memory_max_tokens * _ROOM_PER_MEMORY_TOKEN
+    written = min(float(facts), room / (statement_tokens + _AROUND_FACT))
     fixed = estimate_tokens(prompt("memory").text) + _SCHEMA_TOKENS
-    # A line of the answer carries its category and citations beside its text, which the budget of
-    # MEMORY does not count.
-    answered = min(facts * line_tokens, settings.memory_max_tokens * 1.5)
-    return Calls("memory", 1, shown + fixed, round(answered))
+    answered = memory_tokens(written * statement_tokens, written)
+    most = max(_LEAST_MEMORY_TOKENS, room)
+    return Calls("memory", 1, min(facts * _LINE_TOKENS, room) + fixed, round(min(answered, most)))
 
 
 def _sections(own_tokens: int, facts: int, settings: Settings) -> Calls:

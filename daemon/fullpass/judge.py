@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from hashlib import sha256
+from math import ceil
 from typing import TYPE_CHECKING, Any, Literal
 
 from daemon.errors import BadCall, UselessReply
@@ -33,6 +34,7 @@ _LARGEST_BATCH = 60
 _USUAL_BATCH = 30
 _LONGEST_STATEMENT = 400
 _MOST_TELLING = 300
+_VERDICT_CHARACTERS = len('{"pair": 12, "relation": "separate"}, ')
 _SECOND_ASK = 3
 """Beyond the re-asks of a useless reply: the same batch again is another call."""
 
@@ -68,8 +70,11 @@ async def judge(work: Pass, pairs: Sequence[Pair], counts: Counter[str]) -> dict
     third: two must agree, three that one replaces the other, or it was not answered. A slip seldom
     comes twice.
     """
-    first = await _asked(work, list(batched(pairs)), counts, ask=0)
+    abreast = max(1, work.settings.fact_extraction_concurrency)
     telling = set(pairs[:_MOST_TELLING])
+    # What comes after the second round is seldom much, and not known before.
+    later = ceil(len(list(batched(pairs[:_MOST_TELLING]))) / abreast)
+    first = await _asked(work, list(batched(pairs)), counts, ask=0, later=later)
     again = [p for p, relation in first.items() if relation != "separate" or p in telling]
     second = await _asked(work, _turned(again), counts, ask=_SECOND_ASK)
     disputed = [pair for pair in again if second.get(pair, first[pair]) != first[pair]]
@@ -94,10 +99,16 @@ def _turned(pairs: Sequence[Pair]) -> list[list[Pair]]:
 
 
 async def _asked(
-    work: Pass, batches: list[list[Pair]], counts: Counter[str], *, ask: int
+    work: Pass, batches: list[list[Pair]], counts: Counter[str], *, ask: int, later: int = 0
 ) -> dict[Pair, Relation]:
     said: dict[Pair, Relation] = {}
     abreast = max(1, work.settings.fact_extraction_concurrency)
+    pairs = sum(map(len, batches))
+    work.left.expect(
+        "same",
+        waves=ceil(len(batches) / abreast) + later,
+        characters=pairs / max(1, len(batches)) * _VERDICT_CHARACTERS,
+    )
     for start in range(0, len(batches), abreast):
         # All of a wave land, so that what was paid has its receipt (promise 2).
         answers = await asyncio.gather(
@@ -112,6 +123,7 @@ async def _asked(
                 raise answer
             else:
                 said |= answer
+        work.left.answered("same")
     return said
 
 

@@ -20,6 +20,7 @@ from daemon.fullpass.facts import CATEGORIES, ReadItems, fold, one_line, read_it
 from daemon.fullpass.meaning import says_only
 from daemon.fullpass.prompts import prompt
 from daemon.fullpass.reduce import by_rank, fact_lines, numbered
+from daemon.fullpass.time_left import memory_characters
 from daemon.fullpass.tokens import estimate_tokens
 from daemon.fullpass.wording import is_filler, read
 from daemon.llm.request import Reply, Request
@@ -102,9 +103,12 @@ class Memory:
 async def generate(work: Pass, reduced: Reduced) -> Memory:
     """Write MEMORY from the reduced facts."""
     work.step = "generate_memory"
+    items = reduced.items
+    if items:
+        statements = sum(len(item.statement) for item in items)
+        work.left.expect("memory", waves=1, characters=memory_characters(statements, len(items)))
     async with work.lease.fenced() as connection:
         await report_progress(work, connection)
-    items = reduced.items
     proposed: list[dict[str, Any]] = []
     writer: Writer = "offline" if work.caller.offline else "llm"
     if items and not work.caller.offline:
@@ -134,7 +138,9 @@ async def _ask(work: Pass, items: Sequence[Item]) -> ReadItems:
         timeout_seconds=max(work.settings.llm_timeout_seconds, 120.0),
         facts=facts,
     )
-    return (await work.caller.ask(work.scope, request, _read)).value
+    answer = await work.caller.ask(work.scope, request, _read)
+    work.left.answered("memory", characters=len(answer.reply.text))
+    return answer.value
 
 
 def _read(reply: Reply) -> ReadItems:

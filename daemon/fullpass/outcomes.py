@@ -56,7 +56,6 @@ async def read_window(work: Pass, window_id: int, share: float) -> int:
     try:
         answer = await work.caller.ask(work.scope, request, read_reply)
         items, stop_reason = answer.value, answer.reply.stop_reason
-        work.left.replied(answer.reply)
         tokens = _tokens(request, answer.reply)
         if stop_reason == "refusal":
             whole, outcome, trouble = False, "refused", "the model refused to read it"

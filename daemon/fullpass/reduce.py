@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from daemon.errors import BadCall, UselessReply
+from daemon.fullpass import forecast
 from daemon.fullpass.context import report_progress
 from daemon.fullpass.facts import CATEGORIES, ReadItems, one_line, read_items
 from daemon.fullpass.meaning import says_only
@@ -111,7 +113,8 @@ async def reduce(work: Pass) -> Reduced:
     while _size(items) > room and level < _MAX_LEVELS and not work.caller.offline:
         level += 1
         size = _size(items)
-        items = await _joined_level(work, items)
+        later = forecast.levels(size, room)[1 : _MAX_LEVELS - level + 1]
+        items = await _joined_level(work, items, later=sum(ceil(n / _BATCH_TOKENS) for n in later))
         async with work.lease.fenced() as connection:
             await report_progress(work, connection, share=level / _MAX_LEVELS)
         if _size(items) > size * _MUST_SHRINK:
@@ -200,9 +203,14 @@ def _ranked(items: list[Item], room: int) -> list[Item]:
     return [item for item in items if id(item) in kept]
 
 
-async def _joined_level(work: Pass, items: list[Item]) -> list[Item]:
+async def _joined_level(work: Pass, items: list[Item], *, later: int) -> list[Item]:
     joined: list[Item] = []
-    for batch in _batches(items):
+    batches = list(_batches(items))
+    written = sum(len(item.statement) for item in items) * forecast.WRITTEN_ANEW
+    work.left.expect(
+        "reduce", waves=len(batches) + later, characters=written / max(1, len(batches))
+    )
+    for batch in batches:
         joined.extend(await _joined_batch(work, batch))
     return joined
 
@@ -243,6 +251,7 @@ async def _joined_batch(work: Pass, batch: list[Item]) -> list[Item]:
     except (BadCall, UselessReply) as error:
         _log.warning("reduce.kept", facts=len(batch), error=str(error))
         return batch
+    work.left.answered("reduce", characters=len(answer.reply.text))
     taken: set[int] = set()
     groups: dict[int, Item] = {}
     for group in answer.value.items:

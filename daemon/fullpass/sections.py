@@ -14,6 +14,7 @@ from daemon.errors import BadCall, Draining, Systemic, UselessReply, Wait
 from daemon.export.conversation import EVIDENCE_ROLES
 from daemon.fullpass.context import report_progress
 from daemon.fullpass.facts import objects, one_line
+from daemon.fullpass.forecast import SECTIONS_CHARACTERS
 from daemon.fullpass.memory import without_citations
 from daemon.fullpass.prompts import prompt
 from daemon.fullpass.reduce import numbered
@@ -108,6 +109,7 @@ async def regenerate(work: Pass, reduced: Reduced, memory_md: str) -> SectionsOu
         )
     if await _would_replace_a_models(work):
         return SectionsOutcome(saved=False, detail="offline sections never replace a model's")
+    work.left.expect("sections", waves=1, characters=SECTIONS_CHARACTERS)
     instructions = prompt("sections")
     request = Request(
         purpose="sections",
@@ -132,6 +134,7 @@ async def regenerate(work: Pass, reduced: Reduced, memory_md: str) -> SectionsOu
         # MEMORY is there, so the pass does not wait for these.
         _log.warning("sections.kept", error=str(error))
         return SectionsOutcome(saved=False, detail=str(error))
+    work.left.answered("sections", characters=len(answer.reply.text))
     await _save(work, answer.value, memory_md)
     return SectionsOutcome(saved=True)
 

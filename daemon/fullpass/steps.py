@@ -10,6 +10,7 @@ error means for the job: that is the worker's.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tempfile
 import time
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from daemon.errors import HeldByBatch, Wait
 from daemon.fullpass import batch
 from daemon.fullpass.consolidate import consolidate
-from daemon.fullpass.context import STEPS, Pass, Step, report_progress
+from daemon.fullpass.context import STEPS, Pass, Step, keep_telling, report_progress
 from daemon.fullpass.extract import extract
 from daemon.fullpass.ingest import already_ingested, download, save_conversations
 from daemon.fullpass.memory import generate, save
@@ -137,11 +138,24 @@ async def _step(work: Pass, name: Step) -> AsyncIterator[None]:
         if name not in {"chunk_conversations", "save_chunks"}:  # these two say so as they stream
             async with work.lease.fenced() as connection:
                 await report_progress(work, connection)
-        yield
+        async with _time_told(work):
+            yield
         seconds = round(time.monotonic() - started, 3)
         await _note(work, "step.finished", name, {"seconds": seconds})
         _log.info("step.finished", seconds=seconds)
         STEP_SECONDS.observe(name, seconds)
+
+
+@asynccontextmanager
+async def _time_told(work: Pass) -> AsyncIterator[None]:
+    """Keep what people read of the time left true meanwhile."""
+    over = asyncio.Event()
+    telling = asyncio.create_task(keep_telling(work, over))
+    try:
+        yield
+    finally:
+        over.set()
+        await telling
 
 
 async def _note(work: Pass, event: str, step: Step, data: dict[str, Any] | None) -> None:

@@ -161,8 +161,8 @@ class Caller:
     ) -> Answer[T]:
         reply = await self._call(scope, request)
         self.limiter.seen(len(request.text) + len(request.system) + len(reply.text))
-        if reply.usage is not None:
-            self.speeds.seen(request.model, reply.usage.output_tokens, reply.latency_ms / 1000)
+        if reply.text:
+            self.speeds.seen(request.model, len(reply.text), reply.latency_ms / 1000)
         useless: UselessReply | None = None
         value: T | None = None
         try:

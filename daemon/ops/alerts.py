@@ -145,6 +145,8 @@ class Alarm:
         self._worker_id = worker_id
         self._patience_seconds = out_of_reach_seconds
         self._written: list[tuple[str, str, dict[str, Any]]] = []
+        self._stops_told: list[tuple[float, dict[str, Any]]] = []
+        """Straight out, and when: the outbox has to know, or nobody hears that work goes on."""
         self._lost_at: float | None = None
         self._cried: dict[str, float] = {}
         self._crying: set[asyncio.Task[None]] = set()
@@ -172,11 +174,17 @@ class Alarm:
         if self._lost_at is None:
             return
         seconds, self._lost_at = time.monotonic() - self._lost_at, None
+        if self._stops_told:
+            self.wake()
         if self._cried.pop("the database", None) is not None:
             self._write("reached", "database", {"seconds": round(seconds)})
 
     async def write_to(self, outbox: Outbox) -> None:
         """Pass on what happened since; what the outbox does not take stays, and it raises."""
+        while self._stops_told:
+            told_at, data = self._stops_told[0]
+            await outbox.note_told_stop(data, seconds_ago=time.monotonic() - told_at)
+            self._stops_told.pop(0)
         while self._written:
             event, about, data = self._written[0]
             await outbox.alert(event, about, data)
@@ -207,12 +215,17 @@ class Alarm:
         if self._webhook is None or once_for in self._cried:
             return
         self._cried[once_for] = now
-        task = asyncio.create_task(self._say(self._webhook, wording(event, data)))
+        task = asyncio.create_task(self._say(self._webhook, event, data))
         self._crying.add(task)
         task.add_done_callback(self._crying.discard)
 
-    async def _say(self, webhook: AlertWebhook, text: str) -> None:
+    async def _say(self, webhook: AlertWebhook, event: str, data: dict[str, Any]) -> None:
+        at = time.monotonic()
         try:
-            await webhook.say(text)
+            await webhook.say(wording(event, data))
         except NotTold as error:
             _log.warning("telling.failed", channel="alert", error=str(error))
+            return
+        if event == "stopped":
+            self._stops_told.append((at, data))
+            self.wake()

@@ -39,7 +39,10 @@ select count(*)::float8 as due,
        (select count(*) from public.processing_jobs where status = 'processing')::float8
            as processing
 from (
-    select case when isfinite(run_at) then run_at else created_at end as since
+    select coalesce(
+        case when run_at between '1970-01-01 UTC' and '9999-01-01 UTC' then run_at end,
+        case when created_at between '1970-01-01 UTC' and '9999-01-01 UTC' then created_at end
+    ) as since
     from public.processing_jobs
     where status = 'pending' and coalesce(run_at, '-infinity') <= clock_timestamp()
     limit {MOST_DUE}

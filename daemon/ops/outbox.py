@@ -120,6 +120,13 @@ class Outbox:
                 "select fullpass.tell_alert($1, $2, $3)", event, about, json.dumps(data)
             )
 
+    async def note_told_stop(self, data: dict[str, Any], *, seconds_ago: float) -> None:
+        """Note a stop that was told straight out while the database was away."""
+        with database_errors():
+            await self._pool.execute(
+                "select fullpass.note_told_stop($1, $2)", json.dumps(data), seconds_ago
+            )
+
     async def look_for_stuck(self) -> None:
         """Write an alert when jobs are stuck, at most one an hour among all workers."""
         with database_errors():

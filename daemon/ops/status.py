@@ -36,12 +36,22 @@ _JOB_CHUNKS = """
            where x.user_id = $1 and x.source = $2 limit 1), 'medium')
 """
 
-_JOB = """
+
+def _time(column: str) -> str:
+    """Return SQL for a time that the app may write: one that no client could read is none."""
+    readable = f"{column} between '1970-01-01 UTC' and '9999-01-01 UTC'"
+    return f"case when {readable} then {column} end"
+
+
+_JOB = f"""
 select j.id, j.user_id, j.status, j.storage_path, j.file_type, j.priority, j.current_step as step,
        coalesce(j.progress, 0) as progress, coalesce(j.attempts, 0) as attempts, j.max_attempts,
-       coalesce(j.crashes, 0) as crashes, j.lease_epoch, j.lease_expires_at, j.worker_id,
-       j.created_at, j.started_at, j.completed_at, j.updated_at, j.cancel_requested_at,
-       case when isfinite(j.run_at) then j.run_at end as run_at,
+       coalesce(j.crashes, 0) as crashes, j.lease_epoch,
+       {_time("j.lease_expires_at")} as lease_expires_at, j.worker_id,
+       {_time("j.created_at")} as created_at, {_time("j.started_at")} as started_at,
+       {_time("j.completed_at")} as completed_at, {_time("j.updated_at")} as updated_at,
+       {_time("j.cancel_requested_at")} as cancel_requested_at,
+       {_time("j.run_at")} as run_at,
        coalesce(not isfinite(j.run_at), false) as reserved,
        j.pipeline_version, j.error_message as error, j.result::text as result,
        j.conversation_count as conversations, j.message_count as messages,
@@ -133,8 +143,13 @@ async def read_of(connection: Connection, job_id: UUID) -> Read:
     return Read(sum(outcomes.values()), read, facts)
 
 
-async def job_account(connection: Connection, job_id: UUID) -> dict[str, Any] | None:
-    """Return everything about one job as one consistent document; None if there is none."""
+async def job_account(
+    connection: Connection, job_id: UUID, *, newest_events: int | None = None
+) -> dict[str, Any] | None:
+    """Return everything about one job as one consistent document; None if there is none.
+
+    Of a long timeline only the `newest_events`, where that is given, of `event_count` in all.
+    """
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         row = await connection.fetchrow(_JOB, job_id)
         if row is None:
@@ -150,10 +165,16 @@ async def job_account(connection: Connection, job_id: UUID) -> dict[str, Any] | 
         events = await connection.fetch(
             """
             select at, event, step, attempt, lease_epoch, worker_id, data::text as data
-            from fullpass.job_events where job_id = $1 order by id
+            from fullpass.job_events where job_id = $1 order by id desc limit $2
             """,
             job_id,
+            newest_events,
         )
+        event_count = len(events)
+        if event_count == newest_events:
+            event_count = await connection.fetchval(
+                "select count(*) from fullpass.job_events where job_id = $1", job_id
+            )
     chunks = sum(outcomes.values())
     read = sum(n for outcome, n in outcomes.items() if outcome in READ_OUTCOMES)
     account: dict[str, Any] = {
@@ -197,8 +218,10 @@ async def job_account(connection: Connection, job_id: UUID) -> dict[str, Any] | 
             "waiting_for": job["worker_waits_for"],
             "rss_bytes": job["worker_rss_bytes"],
         },
-        "events": [{**dict(event), "data": _loaded(event["data"])} for event in events],
+        "events": [{**dict(event), "data": _loaded(event["data"])} for event in events[::-1]],
     }  # fmt: skip
+    if newest_events is not None:
+        account["event_count"] = event_count
     account["why"] = why({**job, **account})
     document: dict[str, Any] = plain(account)
     return document

@@ -69,8 +69,18 @@ class Tally:
 class Endings:
     """Ends the attempts of one worker and keeps its tally."""
 
-    def __init__(self, pool: Pool, *, worker_id: str, max_wait_hours: float, tally: Tally) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        worker_id: str,
+        max_wait_hours: float,
+        tally: Tally,
+        waits: Callable[[str | None], None] = lambda _: None,
+    ) -> None:
+        """Let `waits` know what keeps an ending from being written; None when nothing does."""
         self._pool = pool
+        self._waits = waits
         self._worker_id = worker_id
         self._max_wait_hours = max_wait_hours
         self._tally = tally
@@ -103,6 +113,7 @@ class Endings:
                 if self._pool.is_closing():
                     return  # this worker is gone: the lease runs out by itself
                 _log.warning("job.ending_waits", error=str(error), failures=backoff.failures)
+                self._waits(str(error))
                 await asyncio.sleep(backoff.next_seconds())
             except LeaseLost:
                 ending = self._excuser(work)
@@ -114,6 +125,7 @@ class Endings:
                 refused = True
                 ending = self._refusal(work, error)
             else:
+                self._waits(None)
                 return
 
     def _refusal(self, work: Work, error: Exception) -> Callable[[], Awaitable[None]]:

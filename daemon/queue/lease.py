@@ -165,12 +165,13 @@ class Lease:
         self.last_progress = clock()
 
     @asynccontextmanager
-    async def fenced(self) -> AsyncIterator[Connection]:
+    async def fenced(self, *, progress: bool = True) -> AsyncIterator[Connection]:
         """Open a transaction that holds the lease; commit on exit, roll back on error.
 
         Raises LeaseLost or Cancelled when the job is no longer to be worked on, Systemic when the
         database is in trouble; in each case nothing was written (a commit whose answer got lost may
         have happened: steps are written to be repeated). Never hold it across an LLM call.
+        `progress` False: what is written is no sign that the work goes on (promise 6).
         """
         if isinstance(self._ended, LeaseLost):
             raise self._ended
@@ -189,4 +190,5 @@ class Lease:
                 )
                 yield connection  # type: ignore[misc]
         self.renewed(sent_at)
-        self.last_progress = clock()
+        if progress:
+            self.last_progress = clock()

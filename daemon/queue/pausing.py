@@ -39,12 +39,13 @@ class Pausing:
         self._count = 0
         self._trouble: str | None = None
         self._out_of_reach: str | None = None
+        self._ending_waits_for: str | None = None
         self._backoff = Backoff()
 
     @property
     def waits_for(self) -> str | None:
         """What it is, in words; None when nothing is in the way."""
-        return self._trouble or self._out_of_reach
+        return self._trouble or self._out_of_reach or self._ending_waits_for
 
     @property
     def troubled(self) -> bool:
@@ -78,6 +79,13 @@ class Pausing:
     def worked(self) -> None:
         """Take the next trouble for a new one: a job went through."""
         self._count = 0
+
+    def ending(self, trouble: str | None) -> None:
+        """Note what keeps the end of a job from being written; None: it is written.
+
+        A database with a full disk still answers, so that the queue seems well (53100).
+        """
+        self._ending_waits_for = None if trouble is None else masked(trouble)
 
     def lost_the_queue(self, error: OutOfReach) -> float:
         """Return how long to wait for the database before asking again."""

@@ -31,6 +31,18 @@ begin
 end
 $$;
 
+-- Says anew how long the pass will take, while its step goes on; it is no sign of progress.
+create or replace function fullpass.tell_time_left(
+    p_job uuid, p_stage text, p_seconds_left float8
+) returns void language plpgsql as $$
+begin
+    update fullpass.passes set expected_end = clock_timestamp() + make_interval(secs => p_seconds_left)
+    where job_id = p_job;
+    perform fullpass.show_profile(
+        (select user_id from public.processing_jobs where id = p_job), 'processing', p_stage => p_stage);
+end
+$$;
+
 -- Brings the chunks of a batch of whole conversations into conversation_chunks, in the caller's one
 -- transaction (promise 10): rows whose very text is stored keep their id and everything stored beside
 -- them; changed and vanished chunks of these conversations go; what is new comes, with its map of

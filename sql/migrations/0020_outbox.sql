@@ -93,6 +93,24 @@ begin
 end
 $$;
 
+-- A stop that a worker told straight out, so many seconds ago, since the database was away. It stands
+-- here as told, so that its end is told too: at once if a job that began after it is through already.
+create or replace function fullpass.note_told_stop(p_data jsonb, p_seconds_ago float8) returns void
+language plpgsql as $$
+declare
+    v_at timestamptz := clock_timestamp() - make_interval(secs => p_seconds_ago);
+begin
+    insert into fullpass.outbox (channel, event, about, data, at, told_at, ended_at, attempts, outcome)
+    select channel, 'stopped', 'work', p_data, v_at, v_at, clock_timestamp(), 1, 'delivered'
+    from fullpass.channels where channel = 'alert' and live_until > clock_timestamp();
+    perform fullpass.tell_resumed(p.claimed_at)
+    from public.processing_jobs j join fullpass.passes p on p.job_id = j.id
+    where j.status = 'complete' and j.completed_at between v_at and clock_timestamp()
+      and p.claimed_at > v_at
+    limit 1;
+end
+$$;
+
 -- One alert an hour of all jobs that are stuck (ops_stuck) or have waited for ten minutes.
 create or replace function fullpass.tell_stuck() returns void language plpgsql as $$
 begin
@@ -159,7 +177,8 @@ $$;
 -- decides at a time:
 --   * the same alert once an hour; a stop is told again when work had gone on in between, and that
 --     the database answers again after each outage
---   * at most p_per_hour an hour; those beyond are summed up in one, an hour after the first of them
+--   * at most p_per_hour an hour; those beyond are summed up in one, an hour after the first of them.
+--     Never summed up: that all work stops or goes on, and that the database answers again
 create or replace function fullpass.worth_telling(v fullpass.outbox, p_per_hour int default 20)
 returns boolean language plpgsql as $$
 declare
@@ -186,6 +205,9 @@ begin
            or v.job_id is not null and channel = 'alert' and ended_at is null and attempts = 0
               and job_id is not null and about = v.about and event = v.event;
         return false;
+    end if;
+    if v.about in ('work', 'database') then
+        return true;
     end if;
     select count(*) into v_told from fullpass.outbox
     where channel = 'alert' and told_at > v_hour_ago;

@@ -3,6 +3,9 @@
 --
 -- Views show ids, steps, figures and error messages, never a word of anybody's conversations. They
 -- call no function of ours, so that whoever may read a view needs no other right.
+--
+-- The times of a job are the app's to write: one without end, or before our era, counts as none. No
+-- client could read it, nor could it be subtracted, and one row would take the view from everybody.
 
 -- ---------------------------------------------------------------------------------------------
 -- Sums of the ledger
@@ -119,12 +122,12 @@ create index if not exists job_events_errors
 create or replace view fullpass.ops_running as
 select j.id as job_id, j.user_id, j.storage_path, j.current_step as step,
        coalesce(j.progress, 0) as progress, j.worker_id, j.pipeline_version,
-       coalesce(j.attempts, 0) as attempt, j.started_at,
-       extract(epoch from now() - coalesce(p.claimed_at, j.started_at))::float8 as age_seconds,
+       coalesce(j.attempts, 0) as attempt, t.started_at,
+       extract(epoch from now() - coalesce(p.claimed_at, t.started_at))::float8 as age_seconds,
        extract(epoch from now() - w.last_beat_at)::float8 as beat_age_seconds,
        extract(epoch from now() - coalesce(p.last_progress_at, p.claimed_at))::float8
            as progress_age_seconds,
-       extract(epoch from j.lease_expires_at - now())::float8 as lease_left_seconds,
+       extract(epoch from t.lease_expires_at - now())::float8 as lease_left_seconds,
        o.read as chunks_read, n.unread as chunks_unread,
        round(o.read / nullif(o.read + n.unread, 0)::numeric, 4)::float8 as coverage,
        case when p.expected_end is not null
@@ -136,6 +139,12 @@ select j.id as job_id, j.user_id, j.storage_path, j.current_step as step,
 from public.processing_jobs j
 left join fullpass.passes p on p.job_id = j.id
 left join fullpass.workers w on w.worker_id = j.worker_id
+cross join lateral (
+    select case when j.started_at between '1970-01-01 UTC' and '9999-01-01 UTC' then j.started_at end
+               as started_at,
+           case when j.lease_expires_at between '1970-01-01 UTC' and '9999-01-01 UTC' then j.lease_expires_at end
+               as lease_expires_at
+) as t
 cross join lateral (
     select count(*)::int as read
     from fullpass.chunk_outcomes o where o.job_id = j.id and o.outcome <> 'failed'
@@ -166,8 +175,16 @@ from public.processing_jobs j
 left join fullpass.passes p on p.job_id = j.id
 left join fullpass.workers w on w.worker_id = j.worker_id
 cross join lateral (
-    select case when coalesce(j.lease_epoch, 0) = 0 then coalesce(j.updated_at, j.created_at)
-                when j.lease_expires_at < now() then j.lease_expires_at
+    select case when j.created_at between '1970-01-01 UTC' and '9999-01-01 UTC' then j.created_at end
+               as created_at,
+           case when j.updated_at between '1970-01-01 UTC' and '9999-01-01 UTC' then j.updated_at end
+               as updated_at
+) as t
+cross join lateral (
+    select case when coalesce(j.lease_epoch, 0) = 0
+                then coalesce(t.updated_at, t.created_at, '1970-01-01 UTC')
+                when isfinite(j.lease_expires_at) and j.lease_expires_at < now()
+                then j.lease_expires_at
                 else coalesce(p.last_progress_at, p.claimed_at) end as since,
            case when coalesce(j.lease_epoch, 0) = 0
                 then 'an earlier system left it processing: no worker holds it'
@@ -208,7 +225,10 @@ select j.id, j.user_id, j.status, j.current_step, j.worker_id, j.pipeline_versio
 from public.processing_jobs j
 cross join lateral (
     -- Due for ever is due since it was made.
-    select case when isfinite(j.run_at) then j.run_at else j.created_at end as since
+    select coalesce(
+               case when j.run_at between '1970-01-01 UTC' and '9999-01-01 UTC' then j.run_at end,
+               case when j.created_at between '1970-01-01 UTC' and '9999-01-01 UTC' then j.created_at end,
+               '1970-01-01 UTC') as since
 ) as d
 where j.status = 'pending' and coalesce(j.run_at, '-infinity') < now() - interval '15 minutes'
   and d.since < now() - interval '15 minutes'
@@ -240,7 +260,8 @@ comment on view fullpass.ops_steps is
 
 create or replace view fullpass.ops_waiting as
 select j.id as job_id, j.storage_path, p.waiting_for, p.waiting_since,
-       case when isfinite(j.run_at) then j.run_at end as run_at
+       case when j.run_at between '1970-01-01 UTC' and '9999-01-01 UTC' then j.run_at end
+           as run_at
 from public.processing_jobs j join fullpass.passes p on p.job_id = j.id
 where j.status = 'pending' and p.waiting_for is not null
 order by p.waiting_since;
@@ -249,10 +270,10 @@ comment on view fullpass.ops_waiting is
 
 create or replace view fullpass.ops_ended as
 select j.id as job_id, j.user_id, j.storage_path, j.status, j.completed_at,
-       extract(epoch from j.completed_at - j.started_at)::float8 as seconds,
+       extract(epoch from j.completed_at - case when isfinite(j.started_at) then j.started_at end)::float8 as seconds,
        j.error_message as error, j.pipeline_version
 from public.processing_jobs j
-where j.completed_at > now() - interval '24 hours'
+where j.completed_at between now() - interval '24 hours' and now() + interval '1 day'
   and j.status in ('complete', 'failed', 'cancelled')
 order by j.completed_at desc;
 comment on view fullpass.ops_ended is
@@ -270,7 +291,8 @@ select (select count(*) from public.processing_jobs where status = 'pending') as
        s.cost_usd_30_days
 from (
     select count(*) as due,
-           extract(epoch from now() - min(run_at) filter (where isfinite(run_at)))::float8
+           extract(epoch from now() - min(run_at) filter (
+               where run_at between '1970-01-01 UTC' and '9999-01-01 UTC'))::float8
                as oldest_due_seconds
     from public.processing_jobs
     where status = 'pending' and coalesce(run_at, '-infinity') <= now()
@@ -279,7 +301,7 @@ cross join (
     select count(*) filter (where status = 'complete') as complete,
            count(*) filter (where status = 'failed') as failed,
            count(*) filter (where status = 'cancelled') as cancelled
-    from public.processing_jobs where completed_at > now() - interval '24 hours'
+    from public.processing_jobs where completed_at between now() - interval '24 hours' and now() + interval '1 day'
 ) as e
 cross join (
     select coalesce(sum(calls) filter (where hour > now() - interval '25 hours'), 0)::bigint
@@ -299,9 +321,9 @@ comment on view fullpass.ops_now is
 create or replace view fullpass.ops_overview as
 with jobs as (
     select j.id, coalesce(j.pipeline_version, 'not begun') as version, j.status,
-           extract(epoch from j.completed_at - j.started_at)::float8 as seconds
+           extract(epoch from j.completed_at - case when isfinite(j.started_at) then j.started_at end)::float8 as seconds
     from public.processing_jobs j
-    where j.completed_at > now() - interval '24 hours'
+    where j.completed_at between now() - interval '24 hours' and now() + interval '1 day'
       and j.status in ('complete', 'failed', 'cancelled')
     union all
     select j.id, coalesce(j.pipeline_version, 'not begun'), j.status, null
@@ -343,9 +365,9 @@ with bounds (place, from_seconds, to_seconds) as (
            (7, 600, 1800), (8, 1800, 3600), (9, 3600, 14400), (10, 14400, null)
 ), timed as (
     select coalesce(j.pipeline_version, 'not known') as pipeline_version,
-           extract(epoch from j.completed_at - j.started_at) as seconds
+           extract(epoch from j.completed_at - case when isfinite(j.started_at) then j.started_at end) as seconds
     from public.processing_jobs j
-    where j.completed_at > now() - interval '7 days' and j.status = 'complete'
+    where j.completed_at between now() - interval '7 days' and now() + interval '1 day' and j.status = 'complete'
       and j.started_at is not null
 ), counted as (
     select pipeline_version,
@@ -390,10 +412,11 @@ with hours as (
            count(*) filter (where j.status = 'complete') as complete,
            count(*) filter (where j.status = 'failed') as failed,
            count(*) filter (where j.status = 'cancelled') as cancelled,
-           avg(extract(epoch from j.completed_at - j.started_at))
+           avg(extract(epoch from j.completed_at - case when isfinite(j.started_at) then j.started_at end))
                filter (where j.status = 'complete') as mean_seconds
     from public.processing_jobs j
-    where j.completed_at >= date_trunc('hour', now(), 'UTC') - interval '47 hours' group by 1
+    where j.completed_at between date_trunc('hour', now(), 'UTC') - interval '47 hours'
+                             and now() + interval '1 day' group by 1
 ), paid as (
     select s.hour, sum(s.calls) as calls, sum(s.cost_usd) as cost_usd
     from fullpass.hourly_costs s

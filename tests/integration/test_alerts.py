@@ -9,6 +9,7 @@ import uuid
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from daemon.database import open_pool
 from daemon.logs import mask_secrets
 from daemon.ops.outbox import Outbox
 from daemon.settings import load_settings
@@ -232,6 +233,65 @@ async def test_a_database_out_of_reach_is_told_straight_out_once_and_its_return_
     lost, back = chat.texts()
     assert lost.startswith("fullpass: the database is out of reach for ")
     assert back.startswith("fullpass: the database answers again, after ")
+
+
+async def test_a_stop_told_while_the_database_was_away_is_told_to_be_over(
+    database_url: str, db: Db, chat: WebhookReceiver
+) -> None:
+    """It went straight out, so the outbox has to learn of it, or nobody hears of its end."""
+    with TcpProxy(database_url) as proxy:
+        pool = await open_pool(proxy.url)
+        async with telling(pool, look_seconds=0.3, **settings_for(chat=chat)) as teller:
+            proxy.retarget("postgresql://127.0.0.1:1")
+            proxy.reset()
+            teller.alarm.stopped("the key is refused")
+            teller.alarm.out_of_reach("the database cannot be reached")
+            await chat.until(1)
+            assert "work has stopped" in chat.texts()[0]
+            proxy.retarget(database_url)
+            teller.alarm.reached()
+            await until(lambda: db.fetchval("select count(*) = 1 from fullpass.outbox"), seconds=10)
+            job = await a_job(db, "jobs/later")
+            await db.fetch("select fullpass.claim('w', 60, 'v', p_only => $1)", job)
+            await db.execute("select fullpass.complete($1, 1, '{}', '{}')", job)
+            await chat.until(2)
+            await all_ended(db)
+        pool.terminate()
+    assert chat.texts()[1] == "fullpass: work goes on. It had stopped for: the key is refused"
+    assert len(chat.texts()) == 2
+
+
+async def test_a_job_that_was_through_before_the_outbox_heard_of_the_stop_ends_it_too(
+    db: Db, pool: Pool, chat: WebhookReceiver
+) -> None:
+    await kept_live(pool, **settings_for(chat=chat))
+    for path in ("jobs/quick", "jobs/quicker"):
+        job = await a_job(db, path)
+        await db.fetch("select fullpass.claim('w', 60, 'v', p_only => $1)", job)
+        await db.execute("select fullpass.complete($1, 1, '{}', '{}')", job)
+    await Outbox(pool).note_told_stop({"trouble": "the key"}, seconds_ago=30)
+    events = "select event from fullpass.outbox order by at"
+    assert await db.fetch(events) == [("stopped",), ("resumed",)]
+
+
+async def test_a_stop_and_its_end_are_told_however_many_alerts_there_were(
+    db: Db, pool: Pool, chat: WebhookReceiver
+) -> None:
+    async with telling(pool, **settings_for(chat=chat)):
+        for word in (f"{a}{b}" for a in "abcdef" for b in "uvwxyz"):
+            await ended_job(db, "failed", f"extract_facts: {word}")
+        await chat.until(20)
+        await Outbox(pool).alert("stopped", "work", {"trouble": "the key", "worker": "w"})
+        await chat.until(21)
+        job = await a_job(db, "jobs/later")
+        await db.fetch("select fullpass.claim('w', 60, 'v', p_only => $1)", job)
+        await db.execute("select fullpass.complete($1, 1, '{}', '{}')", job)
+        await chat.until(22)
+        await Outbox(pool).alert("reached", "database", {"seconds": 90})
+        await chat.until(23)
+    told = chat.texts()[20:]
+    assert "work has stopped" in told[0]
+    assert "work goes on" in told[1]
 
 
 async def test_each_outage_that_was_told_ends_with_word_that_it_is_over(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 
 from daemon import migrations
 from daemon.cli.dashboard import serve
+from daemon.cli.dashboard import site as site_module
 from daemon.cli.dashboard.serve import bound, require_safety
 from daemon.database import connect
 from daemon.errors import UsageError
@@ -238,6 +240,73 @@ def test_visitors_that_sit_on_every_place_are_seen_off(
             visitor.sendall(b"GET / HTTP/1.1\r\nHost: loc")
         until_answered(503)
         until_answered(200)
+
+
+def test_a_form_that_comes_drop_by_drop_loses_its_place_and_an_overlong_one_is_not_read(
+    web: httpx.Client, scene_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site_module, "_FORM_SECONDS", 0.6)
+    head = (
+        b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n"
+        b"Content-Type: application/x-www-form-urlencoded\r\n\r\n"
+    )
+    with dashboard(scene_url, token=TOKEN) as at, contextlib.ExitStack() as dripping:
+        host, port = at.removeprefix("http://").split(":")
+        visitors = [
+            dripping.enter_context(socket.create_connection((host, int(port)), timeout=8))
+            for _ in range(60)
+        ]
+        for visitor in visitors:
+            visitor.sendall(head % 3000 + b"token=")
+        started = time.monotonic()
+        answers = dict.fromkeys(visitors, b"")
+        while not all(answers.values()):
+            assert time.monotonic() < started + 8  # the deadline
+            ready, _, _ = select.select([v for v in visitors if not answers[v]], [], [], 0.2)
+            for visitor in ready:
+                answers[visitor] = visitor.recv(4096)
+            for visitor in (v for v in visitors if not answers[v]):
+                with contextlib.suppress(OSError):
+                    visitor.sendall(b"x")  # it never falls silent
+        assert {answer.split(b" ")[1] for answer in answers.values()} == {b"408"}
+        assert web.get(f"{at}/login").status_code == 200
+        overlong = web.post(f"{at}/login", content=b"token=" + TOKEN.encode() + b"x" * 100_000)
+        assert overlong.status_code == 401
+
+
+def test_a_login_ends_by_the_servers_clock_and_cannot_be_drawn_out(
+    web: httpx.Client, scene_url: str
+) -> None:
+    now = [1_800_000_000.0]
+    with dashboard(scene_url, token=TOKEN, clock=lambda: now[0]) as at:
+        entered = web.post(f"{at}/login", data={"token": TOKEN})
+        cookie = entered.cookies["fullpass_dashboard"]
+        web.cookies.clear()
+
+        def admitted(value: str) -> bool:
+            header = {"Cookie": f"fullpass_dashboard={value}".encode()}
+            status = web.get(f"{at}/past", headers=header).status_code
+            assert status in {200, 401}
+            return status == 200
+
+        assert admitted(cookie)
+        now[0] += 12 * 3600 - 1
+        assert admitted(cookie)
+        issued, _, seal = cookie.partition(".")
+        for forged in (
+            seal,
+            f".{seal}",
+            f"{int(issued) + 3600}.{seal}",
+            f"{issued}.{seal[:-1]}x",
+            f"{issued}.",
+            "9" * 400 + "." + seal,
+            "\u00b2." + seal.replace("a", "b"),
+        ):
+            assert not admitted(forged)  # fmt: skip
+        now[0] += 1
+        assert not admitted(cookie)  # the browser kept it: the server does not
+        now[0] = 1_700_000_000.0
+        assert not admitted(cookie)  # of a future that a clock set back has not reached
 
 
 def test_the_token_opens_as_a_header_and_as_a_cookie_that_does_not_hold_it(
@@ -462,3 +531,38 @@ def test_the_readers_login_is_enough_for_the_queue_and_the_workers_for_a_job(
             job = web.get(f"{at}/jobs/{READING}")
             assert job.status_code == status, job.text
             assert ("fullpass_worker" in job.text) == (status == 403)
+
+
+def test_a_job_of_twenty_thousand_events_has_its_page_within_100_ms(
+    scene_url: str, web: httpx.Client
+) -> None:
+    """A job that was given back ten thousand times is the one that somebody looks at."""
+
+    async def long_story() -> str:
+        db = await connect(scene_url)
+        try:
+            job = await db.fetchval(
+                "insert into processing_jobs (user_id, storage_path, status, completed_at) "
+                "values (gen_random_uuid(), 'b/long.zip', 'failed', now()) returning id"
+            )
+            await db.execute(
+                """
+                insert into fullpass.job_events (job_id, event, step, attempt, lease_epoch, data, at)
+                select $1, (array['claimed', 'step.started', 'step.finished', 'waited'])[1 + n % 4],
+                       'extract_facts', 1, n, jsonb_build_object('reason', 'wait ' || n),
+                       now() - interval '1 day' + n * interval '1 second'
+                from generate_series(0, 19999) as n
+                """,
+                job,
+            )
+            return str(job)
+        finally:
+            await db.close()
+
+    job = asyncio.run(long_story())
+    with dashboard(scene_url) as at:
+        took_ms, _ = quickest_ms(f"{at}/jobs/{job}", limit_ms=100)
+        told = web.get(f"{at}/jobs/{job}").text
+    assert took_ms <= 100
+    assert "And 19,800 earlier" in told
+    assert "extract_facts" in told.partition('id="facts"')[0]

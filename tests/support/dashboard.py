@@ -16,14 +16,20 @@ from daemon.cli.dashboard.serve import bound, serve_on
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.support.cli import Cli
 
 
 @contextmanager
-def dashboard(url: str, *, token: str | None = None, names: tuple[str, ...] = ()) -> Iterator[str]:
-    """Serve the dashboard of a database and give its address."""
+def dashboard(
+    url: str,
+    *,
+    token: str | None = None,
+    names: tuple[str, ...] = (),
+    clock: Callable[[], float] = time.time,
+) -> Iterator[str]:
+    """Serve the dashboard of a database and give its address; `clock` says when logins end."""
     ready = threading.Event()
     held: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
@@ -31,7 +37,7 @@ def dashboard(url: str, *, token: str | None = None, names: tuple[str, ...] = ()
         stop = asyncio.Event()
         held.append((asyncio.get_running_loop(), stop))
         ready.set()
-        await serve_on(url, listener, Access(frozenset(names), token), stop)
+        await serve_on(url, listener, Access(frozenset(names), token, clock), stop)
 
     with bound("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=lambda: asyncio.run(serve()))

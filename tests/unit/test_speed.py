@@ -13,15 +13,15 @@ MODEL = "claude-haiku-5-5"
 
 
 def test_a_model_never_called_is_taken_to_be_as_quick_as_models_are() -> None:
-    assert Speeds().seconds(MODEL, 500) == pytest.approx(6.0)
+    assert Speeds().seconds(MODEL, 4 * 500) == pytest.approx(6.0)
 
 
 def test_replies_of_one_length_scale_what_is_supposed_of_longer_ones() -> None:
     speeds = Speeds()
     for _ in range(20):
-        speeds.seen(MODEL, 100, 4.0)  # supposed: 2
-    assert speeds.seconds(MODEL, 100) == pytest.approx(4.0)
-    assert speeds.seconds(MODEL, 1100) == pytest.approx(24.0, rel=0.05)
+        speeds.seen(MODEL, 4 * 100, 4.0)  # supposed: 2
+    assert speeds.seconds(MODEL, 4 * 100) == pytest.approx(4.0)
+    assert speeds.seconds(MODEL, 4 * 1100) == pytest.approx(24.0, rel=0.05)
 
 
 @pytest.mark.parametrize(("first", "a_token"), [(0.5, 0.02), (2.0, 0.0), (0.0, 0.01)])
@@ -34,15 +34,28 @@ def test_replies_of_many_lengths_tell_the_wait_from_the_rate(first: float, a_tok
         assert speeds.seconds(MODEL, tokens) == pytest.approx(first + a_token * tokens, rel=0.25)
 
 
+def test_waits_with_a_long_tail_do_not_hide_what_a_character_takes() -> None:
+    within = 0
+    for trial in range(60):
+        speeds, dice = Speeds(), random.Random(trial)
+        for _ in range(75):
+            characters = round(max(80.0, dice.gauss(680, 200)))
+            wait = 0.1 * dice.lognormvariate(0.0, 0.8)
+            speeds.seen(MODEL, characters, wait + 0.00025 * characters, past=True)
+        long = speeds.seconds(MODEL, 20_000)
+        within += abs(long - 5.14) <= 0.25 * 5.14
+    assert within >= 54
+
+
 def test_a_provider_that_slows_down_is_believed_and_other_models_are_not_concerned() -> None:
     speeds = Speeds()
     for seconds in (2.0, 6.0):
         for _ in range(80):
-            speeds.seen(MODEL, 100, seconds)
-    assert 5.0 < speeds.seconds(MODEL, 100) <= 6.0
+            speeds.seen(MODEL, 4 * 100, seconds)
+    assert 5.0 < speeds.seconds(MODEL, 4 * 100) <= 6.0
     assert speeds.knows(MODEL)
     assert not speeds.knows("claude-sonnet-5-5")
-    assert speeds.seconds("claude-sonnet-5-5", 100) == pytest.approx(2.0)
+    assert speeds.seconds("claude-sonnet-5-5", 4 * 100) == pytest.approx(2.0)
 
 
 def test_figures_that_make_no_sense_never_say_less_than_nothing() -> None:

@@ -4,8 +4,9 @@ Pure ASGI around the site, so that nothing is answered before it: not an error, 
 
 - Host. A name that a hostile page made to point here (DNS rebinding) is a name, so an address is
   always welcome, and of names only `localhost` and those that were allowed.
-- Token. As `Authorization: Bearer`, or as a cookie that /login sets and that does not hold the
-  token itself; compared in constant time, written to no log and no address.
+- Token. As `Authorization: Bearer`, or as a cookie that /login sets, that does not hold the token
+  itself and that ends by the time signed into it, whatever the browser thinks; compared in constant
+  time, written to no log and no address.
 - Headers. The page loads its own style sheet and script and nothing else, sends forms to itself
   only, is framed by nobody and stored nowhere.
 """
@@ -15,17 +16,22 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import time
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "fullpass_dashboard"
+COOKIE_SECONDS = 12 * 3600
+_CLOCKS_DIFFER_SECONDS = 60
+"""Between two dashboards of one token, or before and after a clock is set."""
+_DIGITS = 12
 _OPEN = frozenset({"/login", "/style.css"})
 _POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
@@ -49,6 +55,8 @@ class Access:
 
     names: frozenset[str]
     token: str | None = field(repr=False)
+    clock: Callable[[], float] = time.time
+    """Seconds since the epoch: a login outlives the process that admitted it."""
 
     def welcomes(self, host: str) -> bool:
         """Whether a Host header names this site."""
@@ -76,19 +84,28 @@ class Access:
             cookies = SimpleCookie(shown.get(b"cookie", b"").decode("latin-1"))
         except CookieError:
             return False
-        return COOKIE in cookies and hmac.compare_digest(
-            cookies[COOKIE].value.encode(), self.cookie.encode()
-        )
+        return COOKIE in cookies and self._is_cookie(cookies[COOKIE].value)
 
     def is_token(self, given: bytes) -> bool:
         """Whether this is the token; takes as long for a near miss as for any other."""
         return self.token is not None and hmac.compare_digest(given, self.token.encode())
 
-    @property
-    def cookie(self) -> str:
-        """What the cookie holds: a browser that leaks it has not leaked the token."""
+    def new_cookie(self) -> str:
+        """Return what a cookie holds from now on: a browser that leaks it leaks no token."""
+        return self._signed(int(self.clock()))
+
+    def _is_cookie(self, given: str) -> bool:
+        issued, _, _ = given.partition(".")
+        if not (issued.isascii() and issued.isdigit() and len(issued) <= _DIGITS):
+            return False
+        at = int(issued)
+        signed = hmac.compare_digest(given.encode(), self._signed(at).encode())
+        return signed and -_CLOCKS_DIFFER_SECONDS <= self.clock() - at < COOKIE_SECONDS
+
+    def _signed(self, issued: int) -> str:
         key = (self.token or "").encode()
-        return hmac.new(key, b"fullpass dashboard cookie", hashlib.sha256).hexdigest()
+        text = f"fullpass dashboard cookie {issued}"
+        return f"{issued}.{hmac.new(key, text.encode(), hashlib.sha256).hexdigest()}"
 
 
 @dataclass(frozen=True, slots=True)

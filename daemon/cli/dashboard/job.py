@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
 Account = dict[str, Any]
 
+NEWEST_EVENTS = 2_000
+"""Events looked at: what the page takes must not grow with a timeline of tens of thousands."""
 _EVENTS = 200
 """Events shown, the newest; a job that was given back a thousand times still has a page."""
+_STEPS = 100
+"""Steps drawn of an attempt, the newest."""
 _LONGEST = 2_000
 
 
@@ -34,7 +38,7 @@ def job_page(job: Account) -> str:
         sections.append(Section("outcomes", "What became of its text", _outcomes(job)))
     if job["cost"]["calls"]:
         sections.append(Section("cost", "What it cost", _cost(job["cost"])))
-    sections.append(Section("timeline", "Timeline", _timeline(job["events"])))
+    sections.append(Section("timeline", "Timeline", _timeline(job["events"], job["event_count"])))
     return page(
         f"Job {job['id'][:8]}, {job['status']}",
         f"Job <code>{plain_text(job['id'])}</code>",
@@ -57,13 +61,17 @@ def _where(job: Account) -> str:
 def _steps(job: Account) -> str:
     """Draw the steps of the last attempt that had any."""
     events: Rows = job["events"]
-    claims = [n for n, event in enumerate(events) if event["event"] == "claimed"]
-    for claim in reversed(claims):
-        following = next((n for n in claims if n > claim), len(events))
+    following = len(events)
+    for claim in reversed(range(len(events))):
+        if events[claim]["event"] != "claimed":
+            continue
         steps = _steps_between(events[claim:following], job)
         if steps:
             until = max(step["after_seconds"] + step["seconds"] for step in steps)
-            return waterfall(steps, until, left_seconds=job["seconds_left"])
+            return waterfall(steps[-_STEPS:], until, left_seconds=job["seconds_left"])
+        following = claim
+    if len(events) < job["event_count"]:
+        return f"<p>None among its newest {len(events):,} events.</p>"
     return "<p>None has begun.</p>"
 
 
@@ -77,18 +85,14 @@ def _steps_between(events: Rows, job: Account) -> Rows:
     if job["last_progress_at"] is not None and job["status"] == "processing":
         last_sign = max(last_sign, datetime.fromisoformat(job["last_progress_at"]))
     steps = []
-    for n, event in enumerate(events):
+    finished_at: dict[str, str] = {}  # the next end of each step, seen from behind
+    for event in reversed(events):
+        if event["event"] == "step.finished":
+            finished_at[event["step"]] = event["at"]
         if event["event"] != "step.started":
             continue
         started = datetime.fromisoformat(event["at"])
-        finished = next(
-            (
-                later["at"]
-                for later in events[n:]
-                if later["event"] == "step.finished" and later["step"] == event["step"]
-            ),
-            None,
-        )
+        finished = finished_at.get(event["step"])
         ended = last_sign if finished is None else datetime.fromisoformat(finished)
         steps.append(
             {
@@ -98,7 +102,7 @@ def _steps_between(events: Rows, job: Account) -> Rows:
                 "finished_at": finished,
             }
         )
-    return steps
+    return steps[::-1]
 
 
 def _known(job: Account) -> str:
@@ -139,10 +143,10 @@ def _cost(cost: Account) -> str:
     return table("Calls that this job paid for", columns, rows, figures=" nnnnn")
 
 
-def _timeline(events: Rows) -> str:
+def _timeline(events: Rows, in_all: int) -> str:
     kept = without_vain_looks(events)
     shown = kept[-_EVENTS:]
-    earlier = len(kept) - len(shown)
+    earlier = in_all - len(events) + len(kept) - len(shown)
     rows = [
         (
             moment(event["at"]),

@@ -6,6 +6,7 @@ database says no to becomes a page that says why and what to do; the site stays 
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, cast
@@ -13,8 +14,8 @@ from urllib.parse import parse_qs
 from uuid import UUID
 
 from daemon.cli.dashboard.frame import login, trouble
-from daemon.cli.dashboard.guard import COOKIE, Access, Guarded
-from daemon.cli.dashboard.job import job_page
+from daemon.cli.dashboard.guard import COOKIE, COOKIE_SECONDS, Access, Guarded
+from daemon.cli.dashboard.job import NEWEST_EVENTS, job_page
 from daemon.cli.dashboard.now import now_page
 from daemon.cli.dashboard.past import past_page
 from daemon.cli.target import SchemaBehind, schema_expected
@@ -38,8 +39,9 @@ if TYPE_CHECKING:
 
 _STATEMENT_SECONDS = 5
 _ACQUIRE_SECONDS = 5.0
-_COOKIE_SECONDS = 12 * 3600
 _LONGEST_FORM_BYTES = 4096
+_FORM_SECONDS = 10.0
+"""For a form to arrive whole: one that comes drop by drop would hold its place for ever."""
 
 _log = get_logger()
 
@@ -66,7 +68,9 @@ def application(pool: Pool, access: Access) -> ASGIApp:
 
     async def job(request: Request) -> Response:
         async with _reading(pool) as connection:
-            account = await job_account(connection, request.path_params["job_id"])
+            account = await job_account(
+                connection, request.path_params["job_id"], newest_events=NEWEST_EVENTS
+            )
         if account is None:
             return HTMLResponse(trouble("No such job", "There is no job of this id."), 404)
         return HTMLResponse(job_page(account))
@@ -86,13 +90,18 @@ def application(pool: Pool, access: Access) -> ASGIApp:
     async def log_in(request: Request) -> Response:
         if request.method != "POST":
             return HTMLResponse(login(wrong=False))
-        given = await _token_in(request)
+        try:
+            async with asyncio.timeout(_FORM_SECONDS):
+                given = await _token_in(request)
+        except TimeoutError:
+            told = "The form did not arrive in time.\n"
+            return PlainTextResponse(told, 408, {"connection": "close"})
         if given is None or not access.is_token(given):
             _log.warning("dashboard.refused", client=request.client.host if request.client else "")
             return HTMLResponse(login(wrong=True), 401)
         response = RedirectResponse("/", status_code=303)
         response.set_cookie(
-            COOKIE, access.cookie, max_age=_COOKIE_SECONDS, httponly=True, samesite="strict",
+            COOKIE, access.new_cookie(), max_age=COOKIE_SECONDS, httponly=True, samesite="strict",
             secure=request.url.scheme == "https",
         )  # fmt: skip
         return response
