@@ -30,8 +30,8 @@ from daemon.queue.lease import clock
 if TYPE_CHECKING:
     from daemon.database import Connection
     from daemon.export.conversation import ReadReport
-    from daemon.fullpass.chunks import Tier
     from daemon.fullpass.context import Pass
+    from daemon.fullpass.turns import Tier
 
 _log = get_logger()
 

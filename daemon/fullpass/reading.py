@@ -27,7 +27,7 @@ from daemon import __version__
 from daemon.errors import BadExport
 from daemon.export.conversation import EVIDENCE_ROLES
 from daemon.export.reader import ExportReader
-from daemon.fullpass.chunks import Tier, conversation_hash, cut
+from daemon.fullpass.chunks import conversation_hash, cut
 from daemon.fullpass.handover import (
     FRAME,
     SLICE_CHARACTERS,
@@ -40,6 +40,7 @@ from daemon.fullpass.handover import (
     Row,
 )
 from daemon.fullpass.tokens import estimate_tokens
+from daemon.fullpass.turns import Tier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -193,7 +194,6 @@ class Reading:
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_encode_json = msgspec.json.Encoder().encode
 
 
 def _framed(answer: Answer) -> bytes:
@@ -227,7 +227,7 @@ def _row(chunk: Chunk) -> Row:
     return Row(
         chunk.tier, chunk.index, chunk.total, chunk.content,
         len({s.message_id for s in chunk.spans}), chunk.token_count, chunk.content_hash,
-        _encode_json(chunk.spans).decode(),
+        chunk.messages,
     )  # fmt: skip
 
 
