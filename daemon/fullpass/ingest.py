@@ -192,8 +192,7 @@ async def _refresh_statistics(work: Pass) -> None:
             await connection.execute(
                 """
                 set local statement_timeout = '20s'; set local lock_timeout = '1s';
-                analyze public.conversation_chunks, fullpass.chunk_messages,
-                        fullpass.conversations
+                analyze public.conversation_chunks, fullpass.chunk_maps, fullpass.conversations
                 """
             )
 
