@@ -52,6 +52,8 @@ _BATCH_CONVERSATIONS = 200
 _SIGN_OF_LIFE_SECONDS = 1.0
 _NICENESS = 1
 """Enough to let the worker go first; more would starve it on a busy machine."""
+_PIPE_BYTES = 1 << 20
+"""As much as anybody may have without asking."""
 _OUT_OF_MEMORY_SCORE = 900
 _PR_SET_PDEATHSIG = 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -66,6 +68,7 @@ def main() -> None:
     # takes a twentieth of the time.
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+    _widen(sys.stdout.buffer)
     reading = Reading(order, sys.stdout.buffer)
     try:
         answer = reading.run()
@@ -108,6 +111,15 @@ def confine(order: Order) -> None:
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_DATA, (order.memory_bytes, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _widen(out: BinaryIO) -> None:
+    """Let the pipe hold a whole batch, so that this process goes on while the worker is busy."""
+    if sys.platform == "linux":
+        import fcntl  # noqa: PLC0415
+
+        with suppress(OSError):  # where pipes may not be so large, each write waits
+            fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 class Reading:
