@@ -40,7 +40,9 @@ create or replace function fullpass.save_chunks(
     p_conversations text[], p_tiers text[], p_indexes int[], p_totals int[], p_titles text[],
     p_contents text[], p_message_counts int[], p_created_at timestamptz[], p_recent boolean[],
     p_token_counts int[], p_hashes text[], p_messages text[]
-) returns void language plpgsql as $$
+) returns void language plpgsql
+-- A plan made while a person has no chunks yet, and kept, looks at all of them in each later batch.
+set plan_cache_mode = force_custom_plan as $$
 declare
     v_tier_type text := (
         select format_type(atttypid, atttypmod) from pg_attribute
