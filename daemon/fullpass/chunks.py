@@ -106,7 +106,8 @@ def cut(conversation: Conversation, tier: Tier) -> Iterator[Chunk]:
     else:  # too large to be held: cut twice rather than keep the chunks
         total = sum(1 for _ in _packed(conversation.messages, tier))
     seen: Counter[bytes] = Counter()
-    named = json.dumps([conversation.source, conversation.id, tier.name])[:-1]
+    names = (conversation.source, conversation.id, tier.name)
+    named = f"[{', '.join(map(encode_basestring_ascii, names))}"
     for index, pieces in enumerate(packs):
         content, spans = _joined(pieces)
         base = _digest(named, content, spans)
@@ -127,13 +128,8 @@ def cut(conversation: Conversation, tier: Tier) -> Iterator[Chunk]:
 
 def conversation_hash(conversation: Conversation, tiers: Sequence[Tier]) -> str:
     """Hash all that decides a conversation's chunks: its text and the way it is cut."""
-    head = [
-        CHUNKING_VERSION,
-        [(t.name, t.size, t.overlap) for t in tiers],
-        conversation.title,
-        str(conversation.created_at),
-    ]
-    whole = sha256(_bytes(json.dumps(head)))
+    described = map(encode_basestring_ascii, (conversation.title, str(conversation.created_at)))
+    whole = sha256(_bytes(f"{_ways(tuple(tiers))}, {', '.join(described)}]"))
     group: list[Message] = []
     size = 0
     for message in conversation.messages:
@@ -144,6 +140,11 @@ def conversation_hash(conversation: Conversation, tiers: Sequence[Tier]) -> str:
             group, size = [], 0
     whole.update(_bytes(_told(group)))
     return whole.hexdigest()
+
+
+@lru_cache
+def _ways(tiers: tuple[Tier, ...]) -> str:
+    return json.dumps([CHUNKING_VERSION, [(t.name, t.size, t.overlap) for t in tiers]])[:-1]
 
 
 def _told(messages: Sequence[Message]) -> str:
@@ -203,13 +204,7 @@ def _weighed_at_once(
 
 
 def _pieces(message: Message, label: str, weight: Weight | None, tier: Tier) -> Iterator[_Piece]:
-    if weight is not None:
-        size = _JOINT_WEIGHT.tokens_with(weight)
-    else:
-        size = tier.measure(JOINT + label + message.text)
-    if size <= tier.size or _alone(message, label, weight, tier) <= tier.size:
-        yield _Piece(message, label, message.text, size, weight)
-        return
+    """Cut a turn that fits no chunk."""
     continued = _label(f"{_LABELS[message.role]} (continued)", tier)
     mark = label
     for start, stop in split(message.text, label, continued, tier):
@@ -238,7 +233,16 @@ def _packed(messages: Iterable[Message], tier: Tier) -> Iterator[list[_Piece]]:
     pack: list[_Piece] = []
     size = 0
     for message, label, weight in _weighed(messages, tier):
-        for piece in _pieces(message, label, weight, tier):
+        if weight is not None:
+            adds = _JOINT_WEIGHT.tokens_with(weight)
+        else:
+            adds = tier.measure(JOINT + label + message.text)
+        pieces: Iterable[_Piece]
+        if adds <= tier.size or _alone(message, label, weight, tier) <= tier.size:
+            pieces = (_Piece(message, label, message.text, adds, weight),)
+        else:
+            pieces = _pieces(message, label, weight, tier)
+        for piece in pieces:
             # Two pieces of one turn never share a chunk: they overlap.
             if pack and (size + piece.size > tier.size or pack[-1].message is message):
                 yield pack

@@ -137,7 +137,7 @@ class Reading:
             folder=Path(order.folder),
             on_read=self._show_life,
         )
-        self._batch: list[Part] = []
+        self._batch: dict[str, Part] = {}
         self._size = 0
         self._sent_at = time.monotonic()
 
@@ -175,11 +175,11 @@ class Reading:
             self._send([part])
             return
         # One conversation appears in a batch once: a later shard's copy starts the next.
-        again = any(p.conversation_id == conversation.id for p in self._batch)
+        again = conversation.id in self._batch
         full = self._size + size > SLICE_CHARACTERS or len(self._batch) >= _BATCH_CONVERSATIONS
         if again or full:
             self._flush()
-        self._batch.append(part)
+        self._batch[conversation.id] = part
         self._size += size
 
     def _rows(self, conversation: Conversation) -> Iterator[Row]:
@@ -189,8 +189,8 @@ class Reading:
 
     def _flush(self) -> None:
         if self._batch:
-            batch, self._batch, self._size = self._batch, [], 0
-            self._send(batch)
+            batch, self._batch, self._size = self._batch, {}, 0
+            self._send(list(batch.values()))
 
     def _send(self, parts: list[Part]) -> None:
         report = self._reader.report
