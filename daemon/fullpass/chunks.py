@@ -21,7 +21,7 @@ import msgspec
 
 from daemon.errors import UsageError
 from daemon.fullpass.tokens import Weight, estimate_tokens, weigh, weigh_each, weigh_joined
-from daemon.fullpass.turns import JOINT, Tier, split
+from daemon.fullpass.turns import JOINT, Ruler, Tier, split
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -206,11 +206,12 @@ def _weighed_at_once(
 def _pieces(message: Message, label: str, weight: Weight | None, tier: Tier) -> Iterator[_Piece]:
     """Cut a turn that fits no chunk."""
     continued = _label(f"{_LABELS[message.role]} (continued)", tier)
+    ruler = Ruler(message.text, tier)
     mark = label
-    for start, stop in split(message.text, label, continued, tier):
+    for start, stop in split(message.text, label, continued, tier, ruler):
         text = message.text[start:stop]
         if weight is not None:
-            weight = weigh(mark + text)
+            weight = ruler.weight(mark, start, stop)
             size = _JOINT_WEIGHT.tokens_with(weight)
         else:
             size = tier.measure(JOINT + mark + text)

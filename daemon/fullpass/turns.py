@@ -56,7 +56,7 @@ class Tier:
     measure: Callable[[str], int]
 
 
-class _Ruler:
+class Ruler:
     """Measures parts of one long text, each after a mark; in tokens, the text is weighed once.
 
     Only a stretch of it is held weighed at a time: that takes three times its bytes (promise 7).
@@ -71,16 +71,26 @@ class _Ruler:
 
     def size(self, mark: str, start: int, stop: int) -> int:
         """Measure the mark and characters [start, stop) as one."""
-        if self._tier.measure is not estimate_tokens or stop - start > _RULER_CHARACTERS:
+        if self._tier.measure is not estimate_tokens:
             return self._tier.measure(mark + self._text[start:stop])
         if stop == start:
-            return self._tier.measure(mark)
+            return self._weight_of(mark).tokens if mark else estimate_tokens("")
+        part = self._part(start, stop)
+        return self._weight_of(mark).tokens_with(part) if mark else part.tokens
+
+    def weight(self, mark: str, start: int, stop: int) -> Weight:
+        """Weigh the mark and characters [start, stop), at least one, as one."""
+        part = self._part(start, stop)
+        return self._weight_of(mark).then(part) if mark else part
+
+    def _part(self, start: int, stop: int) -> Weight:
+        if stop - start > _RULER_CHARACTERS:
+            return weigh(self._text[start:stop])
         if self._weighed is None or start < self._start or stop > self._stop:
             self._start = max(0, start)
             self._stop = min(len(self._text), start + 2 * _RULER_CHARACTERS)
             self._weighed = Weighed(self._text[self._start : self._stop])
-        part = self._weighed.part(start - self._start, stop - self._start)
-        return self._weight_of(mark).tokens_with(part) if mark else part.tokens
+        return self._weighed.part(start - self._start, stop - self._start)
 
     def room(self, mark: str) -> int:
         """Return what a chunk has room for after the mark."""
@@ -94,9 +104,11 @@ class _Ruler:
         return self._marks[mark]
 
 
-def split(text: str, label: str, continued: str, tier: Tier) -> Iterator[tuple[int, int]]:
+def split(
+    text: str, label: str, continued: str, tier: Tier, ruler: Ruler | None = None
+) -> Iterator[tuple[int, int]]:
     """Yield [start, stop) spans that cover the text, each fitting a chunk with its label."""
-    ruler = _Ruler(text, tier)
+    ruler = ruler or Ruler(text, tier)
     start = covered = 0
     guess = tier.size
     mark = label
@@ -117,7 +129,7 @@ def split(text: str, label: str, continued: str, tier: Tier) -> Iterator[tuple[i
         mark = continued
 
 
-def _fitting_stop(ruler: _Ruler, start: int, mark: str, *, guess: int, end: int, tier: Tier) -> int:
+def _fitting_stop(ruler: Ruler, start: int, mark: str, *, guess: int, end: int, tier: Tier) -> int:
     """Return the furthest stop, to a few percent, up to which the text fits a chunk.
 
     A guess is corrected by what it measures: since neighbouring text is much alike, two or three
@@ -143,7 +155,7 @@ def _fitting_stop(ruler: _Ruler, start: int, mark: str, *, guess: int, end: int,
     return start + low
 
 
-def _best_stop(ruler: _Ruler, text: str, start: int, stop: int, *, mark: str, tier: Tier) -> int:
+def _best_stop(ruler: Ruler, text: str, start: int, stop: int, *, mark: str, tier: Tier) -> int:
     """Return the best place to cut in the latter half of [start, stop)."""
     best = _break_before(text, start + max(1, (stop - start) // 2), stop)
     best = _whole_character(text, start, best)
@@ -194,7 +206,7 @@ def _sticks(text: str, start: int, at: int) -> bool:
     return False
 
 
-def _overlapping_start(ruler: _Ruler, text: str, start: int, stop: int, tier: Tier) -> int:
+def _overlapping_start(ruler: Ruler, text: str, start: int, stop: int, tier: Tier) -> int:
     """Return where the next piece starts: a little before `stop`, at a sentence if possible."""
     if not tier.overlap:
         return stop
