@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from daemon.database import Pool
-    from daemon.fullpass.chunks import Tier
+    from daemon.fullpass.turns import Tier
     from daemon.llm.batches import Batches
     from daemon.llm.patience import Patience
     from daemon.ops.alerts import Alarm

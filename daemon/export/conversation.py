@@ -6,8 +6,10 @@ Readers turn every format into these frozen values; nothing above `export/` know
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime  # noqa: TC003 - a report is read from its annotations
+from datetime import datetime
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +27,7 @@ what the app itself remembered about the person; `quote` third-party text shown 
 EVIDENCE_ROLES: frozenset[str] = frozenset({"user", "instructions", "memory"})
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One visible message. `at` is timezone-aware UTC, or None when the export has no time."""
 
     id: str

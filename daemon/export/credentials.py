@@ -9,6 +9,10 @@ redact.py looks at such stretches only.
 from __future__ import annotations
 
 import re
+from typing import TypeAlias
+
+Found: TypeAlias = tuple[int, int, str]
+"""A secret: characters [start, stop) of a text, and its kind."""
 
 # Prefixes so particular that the rest need only be long enough.
 _CERTAIN = (

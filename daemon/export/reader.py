@@ -17,6 +17,8 @@ from itertools import chain
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
 from daemon.errors import BadExport
 from daemon.export import gemini
 from daemon.export.archive import Archive, shown
@@ -271,9 +273,9 @@ class ExportReader:
                 own_id = f"{message.id}#{len(messages)}"
                 if own_id in ids:
                     own_id += "'"
-                message = replace(message, id=own_id)  # noqa: PLW2901 - the same message, told apart
+                message = msgspec.structs.replace(message, id=own_id)  # noqa: PLW2901 - the same message, told apart
             ids.add(own_id)
-            messages.append(replace(message, text=text) if hits else message)
+            messages.append(msgspec.structs.replace(message, text=text) if hits else message)
         self.report.redacted += count
         return replace(conversation, title=title, messages=collected(messages))
 

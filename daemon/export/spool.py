@@ -10,12 +10,11 @@ import errno
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self, TypeAlias, overload
 
 import msgspec
 
-from daemon.export.conversation import Message, Role
+from daemon.export.conversation import Message
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,26 +62,17 @@ class Spool:
             self._file.close()
 
 
-class _Stored(msgspec.Struct, array_like=True):
-    id: str
-    role: Role
-    text: str
-    at: datetime | None
-
-
 class SpooledMessages(Sequence[Message]):
     """Messages on disk. Iterating holds one at a time."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._spool = Spool(folder)
         self._encode = msgspec.msgpack.Encoder().encode
-        self._decode = msgspec.msgpack.Decoder(_Stored).decode
+        self._decode = msgspec.msgpack.Decoder(Message).decode
 
     def append(self, message: Message) -> None:
         """Put one more down."""
-        self._spool.append(
-            self._encode(_Stored(message.id, message.role, message.text, message.at))
-        )
+        self._spool.append(self._encode(message))
 
     def extended(self, messages: Iterable[Message]) -> Self:
         """Put these down; return itself."""
@@ -100,9 +90,7 @@ class SpooledMessages(Sequence[Message]):
     def __getitem__(self, index: int | slice) -> Message | list[Message]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        stored = self._decode(self._spool[range(len(self))[index]])
-        at = None if stored.at is None else stored.at.astimezone(UTC)
-        return Message(stored.id, stored.role, stored.text, at)
+        return self._decode(self._spool[range(len(self))[index]])
 
     def __iter__(self) -> Iterator[Message]:
         return (self[i] for i in range(len(self)))

@@ -3,17 +3,14 @@
 A turn that fits a chunk is never cut. A longer one is split at paragraph or sentence ends, each
 piece overlapping the one before, nothing dropped: the pieces of a message, less their overlaps, are
 its text. No chunk measures more than its tier's size. Packing is greedy from the start, so text
-that is appended to a conversation changes its last chunk only. Characters that are drawn as one
-(an accent and its letter, a flag, a family of emoji, CR LF) stay together. Linear time.
+that is appended to a conversation changes its last chunk only. Linear time. Leaves to turns.py
+where a long turn is cut.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import unicodedata
 from collections import Counter
-from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
@@ -23,17 +20,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from daemon.errors import UsageError
-from daemon.fullpass.tokens import (
-    Weighed,
-    Weight,
-    estimate_tokens,
-    weigh,
-    weigh_each,
-    weigh_joined,
-)
+from daemon.fullpass.tokens import Weight, estimate_tokens, weigh, weigh_each, weigh_joined
+from daemon.fullpass.turns import JOINT, Ruler, Tier, split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from daemon.export.conversation import Conversation, Message, Role
     from daemon.settings import Settings
@@ -48,44 +39,11 @@ _LABELS: dict[Role, str] = {
     "memory": "Saved memory",
     "quote": "Quoted",
 }
-_JOINT = "\n\n"
-_JOINT_WEIGHT = weigh(_JOINT)
-_RULER_CHARACTERS = 64 * 1024
+_JOINT_WEIGHT = weigh(JOINT)
 _AT_ONCE_CHARACTERS = 64 * 1024
 """About so much text is weighed, or hashed, at a time: enough to be quick, too little to hold."""
-_GUESSES = 12
-_LONGEST_CHARACTER = 64
-"""More code points than this drawn as one are no character of any language."""
-_JOINER = "\u200d"
-_VIRAMA = 9
-"""The combining class of the sign that joins two consonants of an Indic script."""
-_FLAG_LETTERS = frozenset(map(chr, range(0x1F1E6, 0x1F200)))
-# Joiners, variation selectors, skin tones, the tags that end a flag.
-_FOLLOWERS = frozenset(
-    map(chr, (0x200C, 0x200D, *range(0xFE00, 0xFE10), *range(0x1F3FB, 0x1F400),
-              *range(0xE0020, 0xE0080)))
-)  # fmt: skip
-# Where a long turn may be cut, best first: paragraph, line, sentence (of scripts with spaces after
-# it, then of those without), space or comma.
-_BREAKS = tuple(
-    re.compile(pattern)
-    for pattern in (
-        r"\n\s*\n",
-        r"\n",
-        r"[.!?…।؟۔]['\"”’»)\]]*\s+|[。！？．｡]+[」』”）]*",  # noqa: RUF001 - as people write them
-        r"\s+|[、，；]",  # noqa: RUF001
-    )
-)
 
-
-@dataclass(frozen=True, slots=True)
-class Tier:
-    """One size of chunk. `name` is what this database calls it; sizes are in `measure`'s unit."""
-
-    name: str
-    size: int
-    overlap: int
-    measure: Callable[[str], int]
+_encode_json = msgspec.json.Encoder().encode
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -106,6 +64,8 @@ class Chunk(msgspec.Struct, frozen=True):
     total: int
     content: str
     spans: tuple[Span, ...]
+    messages: str
+    """The spans as JSON."""
     token_count: int
     content_hash: str
 
@@ -146,7 +106,8 @@ def cut(conversation: Conversation, tier: Tier) -> Iterator[Chunk]:
     else:  # too large to be held: cut twice rather than keep the chunks
         total = sum(1 for _ in _packed(conversation.messages, tier))
     seen: Counter[bytes] = Counter()
-    named = json.dumps([conversation.source, conversation.id, tier.name])[:-1]
+    names = (conversation.source, conversation.id, tier.name)
+    named = f"[{', '.join(map(encode_basestring_ascii, names))}"
     for index, pieces in enumerate(packs):
         content, spans = _joined(pieces)
         base = _digest(named, content, spans)
@@ -158,6 +119,7 @@ def cut(conversation: Conversation, tier: Tier) -> Iterator[Chunk]:
             total=total,
             content=content,
             spans=spans,
+            messages=_encode_json(spans).decode(),
             token_count=_token_count(pieces, content),
             # Two equal chunks of one conversation are two chunks.
             content_hash=base if seen[mark] == 1 else _sha(f"{base}:{seen[mark]}"),
@@ -166,24 +128,33 @@ def cut(conversation: Conversation, tier: Tier) -> Iterator[Chunk]:
 
 def conversation_hash(conversation: Conversation, tiers: Sequence[Tier]) -> str:
     """Hash all that decides a conversation's chunks: its text and the way it is cut."""
-    head = [
-        CHUNKING_VERSION,
-        [(t.name, t.size, t.overlap) for t in tiers],
-        conversation.title,
-        str(conversation.created_at),
-    ]
-    whole = sha256(_bytes(json.dumps(head)))
-    parts: list[str] = []
+    described = map(encode_basestring_ascii, (conversation.title, str(conversation.created_at)))
+    whole = sha256(_bytes(f"{_ways(tuple(tiers))}, {', '.join(described)}]"))
+    group: list[Message] = []
     size = 0
-    for m in conversation.messages:
-        # The length tells where a text ends, so that no two conversations look alike.
-        parts.append(f"\n{encode_basestring_ascii(m.id)} {m.role} {m.at} {len(m.text)}\n{m.text}")
-        size += len(m.text)
+    for message in conversation.messages:
+        group.append(message)
+        size += len(message.text)
         if size > _AT_ONCE_CHARACTERS:
-            whole.update(_bytes("".join(parts)))
-            parts, size = [], 0
-    whole.update(_bytes("".join(parts)))
+            whole.update(_bytes(_told(group)))
+            group, size = [], 0
+    whole.update(_bytes(_told(group)))
     return whole.hexdigest()
+
+
+@lru_cache
+def _ways(tiers: tuple[Tier, ...]) -> str:
+    return json.dumps([CHUNKING_VERSION, [(t.name, t.size, t.overlap) for t in tiers]])[:-1]
+
+
+def _told(messages: Sequence[Message]) -> str:
+    # The length tells where a text ends, so that no two conversations look alike.
+    return "".join(
+        [
+            f"\n{encode_basestring_ascii(m.id)} {m.role} {at} {len(m.text)}\n{m.text}"
+            for m, at in zip(messages, _moments(messages), strict=True)
+        ]
+    )
 
 
 class _Piece(NamedTuple):
@@ -233,22 +204,17 @@ def _weighed_at_once(
 
 
 def _pieces(message: Message, label: str, weight: Weight | None, tier: Tier) -> Iterator[_Piece]:
-    if weight is not None:
-        size = _JOINT_WEIGHT.then(weight).tokens
-    else:
-        size = tier.measure(_JOINT + label + message.text)
-    if size <= tier.size or _alone(message, label, weight, tier) <= tier.size:
-        yield _Piece(message, label, message.text, size, weight)
-        return
+    """Cut a turn that fits no chunk."""
     continued = _label(f"{_LABELS[message.role]} (continued)", tier)
+    ruler = Ruler(message.text, tier)
     mark = label
-    for start, stop in _split(message.text, label, continued, tier):
+    for start, stop in split(message.text, label, continued, tier, ruler):
         text = message.text[start:stop]
         if weight is not None:
-            weight = weigh(mark + text)
-            size = _JOINT_WEIGHT.then(weight).tokens
+            weight = ruler.weight(mark, start, stop)
+            size = _JOINT_WEIGHT.tokens_with(weight)
         else:
-            size = tier.measure(_JOINT + mark + text)
+            size = tier.measure(JOINT + mark + text)
         yield _Piece(message, mark, text, size, weight)
         mark = continued
 
@@ -261,14 +227,23 @@ def _alone(message: Message, label: str, weight: Weight | None, tier: Tier) -> i
 def _label(speaker: str, tier: Tier) -> str:
     label = f"{speaker}: "
     # In a chunk so small that the label would be half of it, the text matters more.
-    return label if 2 * tier.measure(_JOINT + label) <= tier.size else ""
+    return label if 2 * tier.measure(JOINT + label) <= tier.size else ""
 
 
 def _packed(messages: Iterable[Message], tier: Tier) -> Iterator[list[_Piece]]:
     pack: list[_Piece] = []
     size = 0
     for message, label, weight in _weighed(messages, tier):
-        for piece in _pieces(message, label, weight, tier):
+        if weight is not None:
+            adds = _JOINT_WEIGHT.tokens_with(weight)
+        else:
+            adds = tier.measure(JOINT + label + message.text)
+        pieces: Iterable[_Piece]
+        if adds <= tier.size or _alone(message, label, weight, tier) <= tier.size:
+            pieces = (_Piece(message, label, message.text, adds, weight),)
+        else:
+            pieces = _pieces(message, label, weight, tier)
+        for piece in pieces:
             # Two pieces of one turn never share a chunk: they overlap.
             if pack and (size + piece.size > tier.size or pack[-1].message is message):
                 yield pack
@@ -285,168 +260,14 @@ def _token_count(pieces: Sequence[_Piece], content: str) -> int:
     return weigh_joined(weights, _JOINT_WEIGHT).tokens if weights else estimate_tokens(content)
 
 
-class _Ruler:
-    """Measures parts of one long text, each after a mark; in tokens, the text is weighed once.
-
-    Only a stretch of it is held weighed at a time: that takes three times its bytes (promise 7).
-    """
-
-    def __init__(self, text: str, tier: Tier) -> None:
-        self._text = text
-        self._tier = tier
-        self._start = self._stop = 0
-        self._weighed: Weighed | None = None
-        self._marks: dict[str, Weight] = {}
-
-    def size(self, mark: str, start: int, stop: int) -> int:
-        """Measure the mark and characters [start, stop) as one."""
-        if self._tier.measure is not estimate_tokens or stop - start > _RULER_CHARACTERS:
-            return self._tier.measure(mark + self._text[start:stop])
-        if stop == start:
-            return self._tier.measure(mark)
-        if self._weighed is None or start < self._start or stop > self._stop:
-            self._start = max(0, start)
-            self._stop = min(len(self._text), start + 2 * _RULER_CHARACTERS)
-            self._weighed = Weighed(self._text[self._start : self._stop])
-        part = self._weighed.part(start - self._start, stop - self._start)
-        return self._weight_of(mark).then(part).tokens if mark else part.tokens
-
-    def room(self, mark: str) -> int:
-        """Return what a chunk has room for after the mark."""
-        if self._tier.measure is not estimate_tokens:
-            return self._tier.size - self._tier.measure(mark)
-        return self._tier.size - self._weight_of(mark).tokens
-
-    def _weight_of(self, mark: str) -> Weight:
-        if mark not in self._marks:
-            self._marks[mark] = weigh(mark)
-        return self._marks[mark]
-
-
-def _split(text: str, label: str, continued: str, tier: Tier) -> Iterator[tuple[int, int]]:
-    """Yield [start, stop) spans that cover the text, each fitting a chunk with its label."""
-    ruler = _Ruler(text, tier)
-    start = covered = 0
-    guess = tier.size
-    mark = label
-    while True:
-        stop = _fitting_stop(ruler, start, mark, guess=guess, end=len(text), tier=tier)
-        if stop < len(text):
-            stop = _best_stop(ruler, text, start, stop, mark=mark, tier=tier)
-        if stop <= covered:
-            # The overlap alone fills a chunk, its text being dense: go on without it.
-            start = covered
-            continue
-        yield start, stop
-        if stop == len(text):
-            return
-        guess = stop - start
-        covered = stop
-        start = _overlapping_start(ruler, text, start, stop, tier)
-        mark = continued
-
-
-def _fitting_stop(ruler: _Ruler, start: int, mark: str, *, guess: int, end: int, tier: Tier) -> int:
-    """Return the furthest stop, to a few percent, up to which the text fits a chunk.
-
-    A guess is corrected by what it measures: since neighbouring text is much alike, two or three
-    measurements do, whatever the script.
-    """
-    room = ruler.room(_JOINT + mark)
-    low, high = 1, end - start  # low fits, or nothing does; beyond high there is no text
-    length = min(max(guess, 1), high)
-    for _ in range(_GUESSES):
-        measured = ruler.size(_JOINT + mark, start, start + length)
-        if measured <= tier.size:
-            low = max(low, length)
-        else:
-            high = min(high, length - 1)
-        if (
-            low >= high
-            or low * 100 >= high * 97
-            or (low == length and measured * 50 >= tier.size * 49)
-        ):
-            break
-        used = max(1, measured - (tier.size - room))
-        length = min(high, max(low + 1, length * room // used))
-    return start + low
-
-
-def _best_stop(ruler: _Ruler, text: str, start: int, stop: int, *, mark: str, tier: Tier) -> int:
-    """Return the best place to cut in the latter half of [start, stop)."""
-    best = _break_before(text, start + max(1, (stop - start) // 2), stop)
-    best = _whole_character(text, start, best)
-    # Shorter text measures less, but for a token or so where a word is cut.
-    while best - start > 1 and ruler.size(_JOINT + mark, start, best) > tier.size:
-        best = _whole_character(text, start, best - max(1, (best - start) // 50))
-    return best
-
-
-def _break_before(text: str, low: int, high: int) -> int:
-    """Return the best place to cut in [low, high], `high` itself if there is none."""
-    for pattern in _BREAKS:
-        best = None
-        for match in pattern.finditer(text, low, high):
-            best = match.end()
-        if best is not None:
-            return best
-    return high
-
-
-def _whole_character(text: str, start: int, at: int) -> int:
-    """Return the last place in (start, at] that cuts no drawn character in half, else `at`.
-
-    `start` is such a place itself.
-    """
-    for place in range(at, max(start, at - _LONGEST_CHARACTER), -1):
-        if place >= len(text) or not _sticks(text, start, place):
-            return place
-    return at
-
-
-def _sticks(text: str, start: int, at: int) -> bool:
-    """Whether text[at] is drawn as one with what stands before it, from `start` on."""
-    before, after = text[at - 1], text[at]
-    if after < "\u0300":
-        return before == "\r" and after == "\n"
-    if before == _JOINER or after in _FOLLOWERS or unicodedata.category(after)[0] == "M":
-        return True
-    if unicodedata.combining(before) == _VIRAMA:  # a conjunct, as in Devanagari
-        return after.isalpha()
-    if "\u1160" <= after <= "\u11ff":  # Hangul written as separate vowels and finals
-        return "\u1100" <= before <= "\u11ff"
-    if after in _FLAG_LETTERS:
-        first = at
-        while first > start and text[first - 1] in _FLAG_LETTERS:
-            first -= 1
-        return (at - first) % 2 == 1
-    return False
-
-
-def _overlapping_start(ruler: _Ruler, text: str, start: int, stop: int, tier: Tier) -> int:
-    """Return where the next piece starts: a little before `stop`, at a sentence if possible."""
-    if not tier.overlap:
-        return stop
-    length = (stop - start) * tier.overlap // max(1, tier.size)
-    measured = ruler.size("", stop - length, stop)
-    if measured > tier.overlap:
-        length = length * tier.overlap // measured
-    low = max(start + (stop - start) // 2, start + 1, stop - length)
-    for pattern in _BREAKS[1:]:
-        match = pattern.search(text, low, stop)
-        if match is not None and match.end() < stop:
-            return _whole_character(text, start, match.end())
-    return _whole_character(text, start, low)
-
-
 def _joined(pieces: Sequence[_Piece]) -> tuple[str, tuple[Span, ...]]:
     parts: list[str] = []
     spans: list[Span] = []
     at = 0
     for piece in pieces:
         if parts:
-            parts.append(_JOINT)
-            at += len(_JOINT)
+            parts.append(JOINT)
+            at += len(JOINT)
         start = at + len(piece.label)
         stop = start + len(piece.text)
         parts.extend((piece.label, piece.text))
@@ -456,15 +277,25 @@ def _joined(pieces: Sequence[_Piece]) -> tuple[str, tuple[Span, ...]]:
     return "".join(parts), tuple(spans)
 
 
-def _digest(named: str, content: str, spans: tuple[Span, ...]) -> str:
+def _digest(named: str, content: str, spans: Sequence[Span]) -> str:
     """Hash JSON of what the chunk is named and of its map, then its content."""
     places = ", ".join(
         [
-            f'[{encode_basestring_ascii(s.message_id)}, "{s.role}", "{s.at}", {s.start}, {s.stop}]'
-            for s in spans
+            f'[{encode_basestring_ascii(s.message_id)}, "{s.role}", "{at}", {s.start}, {s.stop}]'
+            for s, at in zip(spans, _moments(spans), strict=True)
         ]
     )
     return _sha(f"{named}, {len(content)}, [{places}]]{content}")
+
+
+def _moments(spoken: Sequence[Message | Span]) -> list[str]:
+    """Return when each was said as str() writes it, several times quicker."""
+    if not spoken:
+        return []
+    moments = _encode_json([one.at for one in spoken]).decode()[1:-1]
+    for written, wanted in (("null", "None"), ('"', ""), ("T", " "), ("Z", "+00:00")):
+        moments = moments.replace(written, wanted)
+    return moments.split(",")
 
 
 def _sha(text: str) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from daemon.database import Connection, Pool
-    from daemon.fullpass.chunks import Tier
+    from daemon.fullpass.turns import Tier
     from daemon.llm.batches import Batches
     from daemon.llm.caller import Caller
     from daemon.queue.jobs import Job

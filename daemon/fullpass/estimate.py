@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from daemon.export.conversation import Conversation, ReadReport
-    from daemon.fullpass.chunks import Chunk, Tier
+    from daemon.fullpass.chunks import Chunk
+    from daemon.fullpass.turns import Tier
     from daemon.settings import Settings
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

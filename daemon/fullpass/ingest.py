@@ -30,8 +30,8 @@ from daemon.queue.lease import clock
 if TYPE_CHECKING:
     from daemon.database import Connection
     from daemon.export.conversation import ReadReport
-    from daemon.fullpass.chunks import Tier
     from daemon.fullpass.context import Pass
+    from daemon.fullpass.turns import Tier
 
 _log = get_logger()
 
@@ -192,8 +192,7 @@ async def _refresh_statistics(work: Pass) -> None:
             await connection.execute(
                 """
                 set local statement_timeout = '20s'; set local lock_timeout = '1s';
-                analyze public.conversation_chunks, fullpass.chunk_messages,
-                        fullpass.conversations
+                analyze public.conversation_chunks, fullpass.chunk_maps, fullpass.conversations
                 """
             )
 

@@ -27,7 +27,7 @@ from daemon import __version__
 from daemon.errors import BadExport
 from daemon.export.conversation import EVIDENCE_ROLES
 from daemon.export.reader import ExportReader
-from daemon.fullpass.chunks import Tier, conversation_hash, cut
+from daemon.fullpass.chunks import conversation_hash, cut
 from daemon.fullpass.handover import (
     FRAME,
     SLICE_CHARACTERS,
@@ -40,6 +40,7 @@ from daemon.fullpass.handover import (
     Row,
 )
 from daemon.fullpass.tokens import estimate_tokens
+from daemon.fullpass.turns import Tier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,6 +52,8 @@ _BATCH_CONVERSATIONS = 200
 _SIGN_OF_LIFE_SECONDS = 1.0
 _NICENESS = 1
 """Enough to let the worker go first; more would starve it on a busy machine."""
+_PIPE_BYTES = 1 << 20
+"""As much as anybody may have without asking."""
 _OUT_OF_MEMORY_SCORE = 900
 _PR_SET_PDEATHSIG = 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -65,6 +68,7 @@ def main() -> None:
     # takes a twentieth of the time.
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+    _widen(sys.stdout.buffer)
     reading = Reading(order, sys.stdout.buffer)
     try:
         answer = reading.run()
@@ -109,6 +113,15 @@ def confine(order: Order) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def _widen(out: BinaryIO) -> None:
+    """Let the pipe hold a whole batch, so that this process goes on while the worker is busy."""
+    if sys.platform == "linux":
+        import fcntl  # noqa: PLC0415
+
+        with suppress(OSError):  # where pipes may not be so large, each write waits
+            fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
 class Reading:
     """One export on its way; `run` sends batches and returns what to send last."""
 
@@ -124,7 +137,7 @@ class Reading:
             folder=Path(order.folder),
             on_read=self._show_life,
         )
-        self._batch: list[Part] = []
+        self._batch: dict[str, Part] = {}
         self._size = 0
         self._sent_at = time.monotonic()
 
@@ -162,11 +175,11 @@ class Reading:
             self._send([part])
             return
         # One conversation appears in a batch once: a later shard's copy starts the next.
-        again = any(p.conversation_id == conversation.id for p in self._batch)
+        again = conversation.id in self._batch
         full = self._size + size > SLICE_CHARACTERS or len(self._batch) >= _BATCH_CONVERSATIONS
         if again or full:
             self._flush()
-        self._batch.append(part)
+        self._batch[conversation.id] = part
         self._size += size
 
     def _rows(self, conversation: Conversation) -> Iterator[Row]:
@@ -176,8 +189,8 @@ class Reading:
 
     def _flush(self) -> None:
         if self._batch:
-            batch, self._batch, self._size = self._batch, [], 0
-            self._send(batch)
+            batch, self._batch, self._size = self._batch, {}, 0
+            self._send(list(batch.values()))
 
     def _send(self, parts: list[Part]) -> None:
         report = self._reader.report
@@ -193,7 +206,6 @@ class Reading:
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_encode_json = msgspec.json.Encoder().encode
 
 
 def _framed(answer: Answer) -> bytes:
@@ -227,7 +239,7 @@ def _row(chunk: Chunk) -> Row:
     return Row(
         chunk.tier, chunk.index, chunk.total, chunk.content,
         len({s.message_id for s in chunk.spans}), chunk.token_count, chunk.content_hash,
-        _encode_json(chunk.spans).decode(),
+        chunk.messages,
     )  # fmt: skip
 
 

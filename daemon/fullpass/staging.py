@@ -3,9 +3,9 @@
 A batch of whole conversations is switched in by one short fenced transaction. A conversation too
 large for that is copied into fullpass.staged_chunks in slices, each in a transaction of its own;
 then one transaction of many short statements, which proves the lease at its end and so never keeps
-the job's row from the heartbeat, switches it in; its map of messages, which only the pass reads,
-follows in slices. A crash anywhere leaves either the old conversation or the new one, and the next
-attempt does the conversation again. What is stored unchanged is only marked as met.
+the job's row from the heartbeat, switches it in. A crash anywhere leaves either the old
+conversation or the new one, and the next attempt does the conversation again. What is stored
+unchanged is only marked as met.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from daemon.fullpass.handover import Batch, Part
 
 RECENT = timedelta(days=180)
-_MAPPED_AT_ONCE = 250
-"""Chunks whose messages are mapped in one transaction."""
 _INSERTED_AT_ONCE = 250
 _COLUMNS = (
     "conversation_id", "tier", "chunk_index", "total_chunks", "title", "content", "message_count",
@@ -77,8 +75,6 @@ class Staging:
             if not part.last:
                 return
             await self._switch(part)
-            while await self._map_slice():
-                pass
         if part.last:
             async with self._work.lease.fenced() as connection:
                 await self._remember(connection, [] if self._skipping else batch.parts)
@@ -141,7 +137,7 @@ class Staging:
         work = self._work
         try:
             async with work.lease.fenced_at_the_end() as connection:
-                # Until its map is whole too, it counts as not known.
+                # Until it is remembered as it is now, it counts as not known.
                 await connection.execute(
                     """
                     update fullpass.conversations set content_hash = ''
@@ -176,14 +172,6 @@ class Staging:
             "select fullpass.insert_staged($1, $2, $3, $4, $5, $6)",
             work.job.id, work.job.user_id, work.source, CHUNKING_VERSION, start, stop,
         )  # fmt: skip
-
-    async def _map_slice(self) -> bool:
-        """Map the messages of some chunks that were switched in; False when none is left."""
-        async with self._work.lease.fenced() as connection:
-            mapped: int = await connection.fetchval(
-                "select fullpass.map_staged($1, $2)", self._work.job.id, _MAPPED_AT_ONCE
-            )
-        return mapped > 0
 
     # --- what is known
 

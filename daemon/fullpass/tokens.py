@@ -169,6 +169,10 @@ def _lead_table() -> bytes:
 _CLASS = _class_table()
 _PAIR_WEIGHT, _RAISED = _pair_table()
 _LEAD_WEIGHT = _lead_table()
+_FIRST = [_PAIR_WEIGHT[first] - _RAISED for first in range(16)]
+"""What the first byte of a text weighs."""
+_SEAM = [_PAIR_WEIGHT[pair] - _RAISED - _FIRST[pair % 16] for pair in range(256)]
+"""What a text weighs more after another: by the class of that one's last byte, its own first."""
 
 
 class Weight(NamedTuple):
@@ -186,14 +190,17 @@ class Weight(NamedTuple):
     @property
     def tokens(self) -> int:
         """The tokens of the text by itself, at least 1."""
-        # No text is so English that six letters and marks in a row cost less than a token.
-        return max(1, -(-max(self.raw, -(-self.solid * _UNIT // 6)) // _UNIT))
+        return _tokens(self.raw, self.solid)
+
+    def tokens_with(self, following: Weight) -> int:
+        """Return the tokens of this text and another right after it."""
+        seam = _SEAM[self.last * 16 + following.first]
+        return _tokens(self.raw + seam + following.raw, self.solid + following.solid)
 
     def then(self, following: Weight) -> Weight:
         """Weigh this text and another right after it."""
-        seam = _pair_weight(self.last, following.first) - _pair_weight(0, following.first)
         return Weight(
-            self.raw + seam + following.raw,
+            self.raw + _SEAM[self.last * 16 + following.first] + following.raw,
             self.solid + following.solid,
             self.first,
             following.last,
@@ -245,13 +252,12 @@ def weigh_each(texts: Sequence[str]) -> list[Weight]:
 def weigh_joined(weights: Sequence[Weight], joint: Weight) -> Weight:
     """Weigh texts as they stand with a joint between each two, at least one text."""
     raw, solid, first, last = weights[0]
-    seam = joint.raw - _pair_weight(0, joint.first)
     for weight in weights[1:]:
-        raw += weight.raw + seam + _pair_weight(last, joint.first)
-        raw += _pair_weight(joint.last, weight.first) - _pair_weight(0, weight.first)
-        solid += weight.solid + joint.solid
+        raw += _SEAM[last * 16 + joint.first] + _SEAM[joint.last * 16 + weight.first] + weight.raw
+        solid += weight.solid
         last = weight.last
-    return Weight(raw, solid, first, last)
+    joints = len(weights) - 1
+    return Weight(raw + joints * joint.raw, solid + joints * joint.solid, first, last)
 
 
 class _Look:
@@ -275,18 +281,24 @@ class _Look:
 
     def part(self, start: int, stop: int) -> Weight:
         """Weigh bytes [start, stop), at least one, that cut no character."""
-        data = self._data[start:stop]
+        data = self._data
         size = stop - start
-        first = _CLASS[data[0]]
-        raw = _sum(self._pairs[start + 1 : stop]) - _RAISED * (size - 1) + _pair_weight(0, first)
-        if not self.is_ascii and not data.isascii():
+        first = _CLASS[data[start]]
+        raw = _FIRST[first] - _RAISED * (size - 1)
+        pairs = self._pairs
+        at = start + 1
+        while stop - at > _SUM_BLOCK:
+            raw += (adler32(pairs[at : at + _SUM_BLOCK]) & 0xFFFF) - 1
+            at += _SUM_BLOCK
+        raw += (adler32(pairs[at:stop]) & 0xFFFF) - 1
+        if not self.is_ascii and not (part := data[start:stop]).isascii():
             raw += _sum(self._leads[start:stop])
-            raw += sum([weight * data.count(prefix) for prefix, weight in self._prefixes])
+            raw += sum([weight * part.count(prefix) for prefix, weight in self._prefixes])
         if self._indented:
-            raw += _INDENTATION_WEIGHT * data.count(_INDENTATION)
+            raw += _INDENTATION_WEIGHT * data.count(_INDENTATION, start, stop)
         if self._rows:
             raw += _PACKED_WEIGHT * self._rows.count(_PACKED, start, stop)
-        return Weight(raw, size - data.count(b" "), first, _CLASS[data[-1]])
+        return Weight(raw, size - data.count(b" ", start, stop), first, _CLASS[data[stop - 1]])
 
 
 class Weighed:
@@ -313,8 +325,10 @@ class Weighed:
         return self._offsets[known] + len(self._text[start:character].encode("utf-8", "replace"))
 
 
-def _pair_weight(first: int, second: int) -> int:
-    return _PAIR_WEIGHT[first * 16 + second] - _RAISED
+def _tokens(raw: int, solid: int) -> int:
+    # No text is so English that six letters and marks in a row cost less than a token.
+    least = -(-solid * _UNIT // 6)
+    return max(1, -(-(max(least, raw)) // _UNIT))
 
 
 def _pair_weights(data: bytes, at: int) -> bytes:

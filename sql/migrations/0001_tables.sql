@@ -333,20 +333,22 @@ create unlogged table if not exists fullpass.staged_chunks (
     is_recent boolean not null,
     token_count int not null,
     content_hash text not null,
-    messages jsonb not null           -- [{"message_id","role","at","start","stop"}]
+    messages json not null            -- as in chunk_maps
 );
 create index if not exists staged_chunks_by_job on fullpass.staged_chunks (job_id);
 
-create table if not exists fullpass.chunk_messages (
-    chunk_id uuid not null references public.conversation_chunks (id) on delete cascade,
-    ordinal int not null,
-    message_id text not null,
-    role text not null,
-    at timestamptz,
-    start int not null,               -- characters of the chunk's content, [start, stop)
-    stop int not null,
-    primary key (chunk_id, ordinal)
-);
+-- Which message stands where in a chunk: one row a chunk, since it is written and read as a whole.
+create table if not exists fullpass.chunk_maps (
+    chunk_id uuid primary key references public.conversation_chunks (id) on delete cascade,
+    messages json not null            -- [{"message_id","role","at","start","stop"}], in order;
+);                                    -- characters of the chunk's content, [start, stop)
+create or replace view fullpass.chunk_messages as
+select p.chunk_id, m.ordinal::int, m.message_id, m.role, m.at, m.start, m.stop
+from fullpass.chunk_maps p
+cross join lateral rows from (
+    json_to_recordset(p.messages) as
+        (message_id text, role text, at timestamptz, start int, stop int)
+) with ordinality as m (message_id, role, at, start, stop, ordinal);
 
 -- Extraction windows: which chunks go to the model together. Planned once, never shifted.
 create table if not exists fullpass.windows (

@@ -52,7 +52,9 @@ create or replace function fullpass.save_chunks(
     p_conversations text[], p_tiers text[], p_indexes int[], p_totals int[], p_titles text[],
     p_contents text[], p_message_counts int[], p_created_at timestamptz[], p_recent boolean[],
     p_token_counts int[], p_hashes text[], p_messages text[]
-) returns void language plpgsql as $$
+) returns void language plpgsql
+-- A plan made while a person has no chunks yet, and kept, looks at all of them in each later batch.
+set plan_cache_mode = force_custom_plan as $$
 declare
     v_tier_type text := (
         select format_type(atttypid, atttypmod) from pg_attribute
@@ -110,19 +112,14 @@ begin
           p_totals, p_titles, p_contents, p_message_counts, p_created_at, p_recent,
           p_token_counts, p_hashes;
 
-    insert into fullpass.chunk_messages (chunk_id, ordinal, message_id, role, at, start, stop)
-    select n.id, m.ordinal, m.message_id, m.role, m.at, m.start, m.stop
-    from unnest(v_ids, p_messages) as n (id, messages)
-    cross join lateral rows from (
-        jsonb_to_recordset(n.messages::jsonb) as
-            (message_id text, role text, at timestamptz, start int, stop int)
-    ) with ordinality as m (message_id, role, at, start, stop, ordinal)
-    on conflict (chunk_id, ordinal) do nothing;
+    insert into fullpass.chunk_maps (chunk_id, messages)
+    select n.id, n.messages::json from unnest(v_ids, p_messages) as n (id, messages)
+    on conflict (chunk_id) do nothing;
 end
 $$;
 
 -- A conversation too large for one batch is staged and matched in slices; one transaction of many
--- short statements switches it in; then it is mapped in slices.
+-- short statements switches it in.
 
 -- The id under which a staged row will be, or is already, stored.
 alter table fullpass.staged_chunks add column if not exists id uuid not null default gen_random_uuid();
@@ -178,7 +175,8 @@ end
 $$;
 drop function if exists fullpass.switch_staged(uuid, uuid, text, int, int);
 
--- Inserts the job's staged chunks that are not stored yet, those with an index in [p_from, p_to).
+-- Moves the job's staged chunks with an index in [p_from, p_to) to where they belong: those that are
+-- not stored yet, and their maps.
 create or replace function fullpass.insert_staged(
     p_job uuid, p_user uuid, p_source text, p_version int, p_from int, p_to int
 ) returns void language plpgsql as $$
@@ -188,48 +186,29 @@ declare
         where attrelid = 'public.conversation_chunks'::regclass and attname = 'chunk_tier');
 begin
     execute format($sql$
-        insert into public.conversation_chunks (
-            id, user_id, source, conversation_id, title, content, message_count, created_at,
-            is_recent, chunk_tier, chunk_index, total_chunks, token_count, chunking_version,
-            content_hash)
-        select n.id, $2, $3, n.conversation_id, n.title, n.content, n.message_count, n.created_at,
-               n.is_recent, n.tier::%s, n.chunk_index, n.total_chunks, n.token_count, $4,
-               n.content_hash
-        from fullpass.staged_chunks n
-        where n.job_id = $1 and n.chunk_index >= $5 and n.chunk_index < $6
-          and not exists (select from public.conversation_chunks c where c.id = n.id)
+        with n as (
+            delete from fullpass.staged_chunks
+            where job_id = $1 and chunk_index >= $5 and chunk_index < $6
+            returning *
+        ), stored as (
+            insert into public.conversation_chunks (
+                id, user_id, source, conversation_id, title, content, message_count, created_at,
+                is_recent, chunk_tier, chunk_index, total_chunks, token_count, chunking_version,
+                content_hash)
+            select n.id, $2, $3, n.conversation_id, n.title, n.content, n.message_count,
+                   n.created_at, n.is_recent, n.tier::%s, n.chunk_index, n.total_chunks,
+                   n.token_count, $4, n.content_hash
+            from n
+            where not exists (select from public.conversation_chunks c where c.id = n.id)
+        )
+        insert into fullpass.chunk_maps (chunk_id, messages)
+        select n.id, n.messages from n
+        on conflict (chunk_id) do nothing
     $sql$, v_tier_type)
     using p_job, p_user, p_source, p_version, p_from, p_to;
 end
 $$;
-
--- Writes down which message stands where in the job's chunks that were switched in, for at most
--- p_limit of them (null: all), and lets go of what was staged. Returns how many it dealt with.
-create or replace function fullpass.map_staged(p_job uuid, p_limit int)
-returns int language plpgsql as $$
-declare
-    v_count int;
-begin
-    with done as (
-        delete from fullpass.staged_chunks where ctid = any (array(
-            select ctid from fullpass.staged_chunks where job_id = p_job limit p_limit))
-        returning id, messages
-    ), mapped as (
-        insert into fullpass.chunk_messages
-            (chunk_id, ordinal, message_id, role, at, start, stop)
-        select d.id, m.ordinal, m.message_id, m.role, m.at, m.start, m.stop
-        from done d
-        cross join lateral rows from (
-            jsonb_to_recordset(d.messages) as
-                (message_id text, role text, at timestamptz, start int, stop int)
-        ) with ordinality as m (message_id, role, at, start, stop, ordinal)
-        where exists (select from public.conversation_chunks c where c.id = d.id)
-        on conflict (chunk_id, ordinal) do nothing
-    )
-    select count(*) into v_count from done;
-    return v_count;
-end
-$$;
+drop function if exists fullpass.map_staged(uuid, int);
 
 -- What a whole, undamaged export of a source no longer holds goes, with all that rests on it.
 -- Only conversations that some pass met are considered; other sources are not touched.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import uuid
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -260,3 +261,35 @@ async def test_rows_of_the_system_before_are_replaced_conversation_by_conversati
         ("another", None),
         ("conv-0", "chatgpt"),
     ]
+
+
+async def test_saving_a_batch_does_not_look_at_all_chunks_stored_before(
+    db: Any, database_url: str
+) -> None:
+    """A plan that is made while the table is empty, and kept, would: quadratic by the export."""
+    await db.execute("set plan_cache_mode = force_generic_plan")  # a server may come to that itself
+    user = uuid.uuid4()
+    now = datetime.now(UTC)
+
+    async def save(batch: int, rows: int) -> None:
+        each = range(rows)
+        await db.execute(
+            "select fullpass.save_chunks($1, 'chatgpt', 2, $2, $3, $4, $5, $6, $7, $8, $9, $10, "
+            "$11, $12, $13)",
+            user, [f"{batch}-{n // 3}" for n in each], ["medium" for _ in each], [0 for _ in each],
+            [1 for _ in each], ["" for _ in each], ["text" for _ in each], [1 for _ in each],
+            [now for _ in each], [False for _ in each], [1 for _ in each],
+            [f"{batch}-{n}" for n in each], ["[]" for _ in each],
+        )  # fmt: skip
+
+    await save(0, 200)
+    await db.execute("analyze conversation_chunks; truncate conversation_chunks cascade")
+    for batch in range(50):
+        await save(batch, 200)
+    await db.execute("select pg_stat_force_next_flush()")
+    read = await db.fetchval(
+        "select seq_tup_read + idx_tup_fetch from pg_stat_user_tables "
+        "where relid = 'conversation_chunks'::regclass"
+    )
+    assert await db.fetchval("select count(*) from conversation_chunks") == 10_000
+    assert read < 20_000

@@ -111,7 +111,7 @@ async def test_a_large_conversation_that_grew_keeps_its_rows(
     # What a crash between the switch and the last slice of the map leaves: it is done again.
     await db.execute("update fullpass.conversations set content_hash = ''")
     await db.execute(
-        "delete from fullpass.chunk_messages where chunk_id in "
+        "delete from fullpass.chunk_maps where chunk_id in "
         "(select id from conversation_chunks where chunk_index > 100)"
     )
     await db.execute(

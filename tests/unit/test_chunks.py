@@ -13,16 +13,9 @@ from hypothesis import strategies as st
 
 from daemon.errors import UsageError
 from daemon.export.conversation import Conversation, Message
-from daemon.fullpass.chunks import (
-    Chunk,
-    Tier,
-    _label,
-    _split,
-    chunk,
-    conversation_hash,
-    tiers_for,
-)
+from daemon.fullpass.chunks import Chunk, _label, chunk, conversation_hash, tiers_for
 from daemon.fullpass.tokens import estimate_tokens
+from daemon.fullpass.turns import Tier, split
 from daemon.settings import load_settings
 
 MICRO = Tier("micro", 200, 0, len)
@@ -58,7 +51,7 @@ def cover(text: str, pieces: list[str], tier: Tier) -> bool:
     """
     if tier.measure(f"User: {text}") <= tier.size:
         return pieces == [text]
-    spans = list(_split(text, _label("User", tier), _label("User (continued)", tier), tier))
+    spans = list(split(text, _label("User", tier), _label("User (continued)", tier), tier))
     covered = 0
     for start, stop in spans:
         assert start <= covered < stop, "a gap, or a piece that adds nothing"

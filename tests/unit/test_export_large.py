@@ -15,8 +15,9 @@ from daemon.errors import BadExport
 from daemon.export import members, scanner
 from daemon.export.reader import ExportReader
 from daemon.export.streams import Limits
-from daemon.fullpass.chunks import Tier, chunk, conversation_hash
+from daemon.fullpass.chunks import chunk, conversation_hash
 from daemon.fullpass.tokens import estimate_tokens
+from daemon.fullpass.turns import Tier
 from tests.support.export_samples import FIXTURES, chatgpt, claude, dump, node, read, talk, zipped
 
 if TYPE_CHECKING:
