@@ -349,6 +349,8 @@ cross join lateral rows from (
     json_to_recordset(p.messages) as
         (message_id text, role text, at timestamptz, start int, stop int)
 ) with ordinality as m (message_id, role, at, start, stop, ordinal);
+comment on view fullpass.chunk_messages is
+'Which message stands where in a chunk, a row a message. When to look: to see the words a fact rests on. What to do: join conversation_chunks on chunk_id; substr(content, start + 1, stop - start) is what was said.';
 
 -- Extraction windows: which chunks go to the model together. Planned once, never shifted.
 create table if not exists fullpass.windows (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from daemon.fullpass.extract import spread
 from tests.support.anthropic_server import AnthropicServer
 from tests.support.batch_pass import insert_job
 from tests.support.exports import conversation, planted_export
@@ -50,10 +51,11 @@ async def test_each_kind_of_bad_reply_is_its_own_outcome_and_none_is_silent(
     user = uuid.uuid4()
     job = await insert_job(db, export.write(tmp_path / "c.json"), user)
     with AnthropicServer(truth=export.truth) as server:
-        server.script("ok")
-        for fault in SPOILT:
-            asks = 3 if SPOILT[fault][0] == "failed" and fault != "too_large" else 1
-            for _ in range(asks):
+        faults = ["ok", *SPOILT]
+        for n in spread(range(len(faults))):  # as they will be read
+            fault = faults[n]
+            useless = fault in SPOILT and SPOILT[fault][0] == "failed"
+            for _ in range(3 if useless and fault != "too_large" else 1):
                 server.script(fault)
         await work_once(
             database_url,
