@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+from daemon.cli.terminal import folded, printable
 from daemon.ops.costs import savings, tokens
 from daemon.ops.status import CATEGORIES
 
@@ -28,6 +28,7 @@ _STYLES = {
 
 def overview_screen(console: Console, account: Account) -> None:
     """Show whether it works, on what, what is stuck, what went wrong and what it cost."""
+    account = printable(account)
     queue, day = account["queue"], account["last_24_hours"]
     mark, style = ("OK", "green") if account["healthy"] else ("LOOK", "bold red")
     aligned(console, f"{mark:<6}", account["verdict"], style=style)
@@ -64,6 +65,7 @@ def overview_screen(console: Console, account: Account) -> None:
 
 def job_screen(console: Console, job: Account) -> None:
     """Show one job: where it is and why, what it read, found and cost, its timeline."""
+    job = printable(job)
     style = _STYLES.get(job["status"], "bold")
     console.print(f"[bold]Job {job['id']}[/]  [{style}]{escape(job['status'])}[/]")
     console.print(
@@ -82,6 +84,7 @@ def job_screen(console: Console, job: Account) -> None:
 
 def facts_screen(console: Console, account: Account) -> None:
     """Show a person's facts by category, each with what it rests on."""
+    account = printable(account)
     facts = account["facts"]
     if not facts:
         console.print(f"No facts about {account['user_id']}.", markup=False)
@@ -200,7 +203,7 @@ def without_vain_looks(events: list[Account]) -> list[Account]:
 def aligned(console: Console, left: str, text: str, *, style: str = "") -> None:
     """Print text beside what stands left of it, its further lines below its first."""
     room = max(20, console.width - len(left))
-    for line in textwrap.wrap(text, room, break_on_hyphens=False) or [""]:
+    for line in folded(console, text, room):
         console.print(f"{left}{line}".rstrip(), style=style, markup=False, soft_wrap=True)
         left = " " * len(left)
 

@@ -2,8 +2,9 @@
 
 The wording of every alert is here; that alike ones are told once an hour, and no more than twenty,
 is the outbox's rule (`fullpass.worth_telling`). `Alarm` takes in what stops a whole worker: it goes
-through the outbox like the rest, or, when the database itself is the trouble, straight out, once.
-Alerts name jobs by id and carry errors; no secret, address or word of a conversation (promise 11).
+through the outbox like the rest, or, when the database itself is the trouble, straight out, until
+it is heard once. Alerts name jobs by id and carry errors; no secret, address or word of a
+conversation (promise 11).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _log = get_logger()
 _LONGEST_TEXT = 1500
 _ONCE_IN_SECONDS = 3600.0
+_DATABASE = "the database"
 OUT_OF_REACH_SECONDS = 60.0
 """A database that is away for less is being restarted."""
 
@@ -156,6 +158,10 @@ class Alarm:
         """Every job would meet this."""
         self._write("stopped", "work", {"trouble": trouble, "worker": self._worker_id})
 
+    def worked(self) -> None:
+        """Take the next stop for a new one: a job went through."""
+        self._cried = {k: at for k, at in self._cried.items() if k == _DATABASE}
+
     def out_of_reach(self, trouble: str) -> None:
         """Tell, once, that the database does not answer, when it has not for a while."""
         now = time.monotonic()
@@ -166,7 +172,7 @@ class Alarm:
             self._cry(
                 "unreachable",
                 {"trouble": trouble, "worker": self._worker_id, "seconds": seconds},
-                once_for="the database",
+                once_for=_DATABASE,
             )
 
     def reached(self) -> None:
@@ -176,7 +182,7 @@ class Alarm:
         seconds, self._lost_at = time.monotonic() - self._lost_at, None
         if self._stops_told:
             self.wake()
-        if self._cried.pop("the database", None) is not None:
+        if self._cried.pop(_DATABASE, None) is not None:
             self._write("reached", "database", {"seconds": round(seconds)})
 
     async def write_to(self, outbox: Outbox) -> None:
@@ -215,16 +221,21 @@ class Alarm:
         if self._webhook is None or once_for in self._cried:
             return
         self._cried[once_for] = now
-        task = asyncio.create_task(self._say(self._webhook, event, data))
+        task = asyncio.create_task(self._say(self._webhook, event, data, once_for))
         self._crying.add(task)
         task.add_done_callback(self._crying.discard)
 
-    async def _say(self, webhook: AlertWebhook, event: str, data: dict[str, Any]) -> None:
+    async def _say(
+        self, webhook: AlertWebhook, event: str, data: dict[str, Any], once_for: str
+    ) -> None:
         at = time.monotonic()
         try:
             await webhook.say(wording(event, data))
         except NotTold as error:
             _log.warning("telling.failed", channel="alert", error=str(error))
+            self._cried.pop(once_for, None)  # nobody heard it: the next look tells it again
+            if event == "stopped":
+                self._written.append((event, "work", data))
             return
         if event == "stopped":
             self._stops_told.append((at, data))

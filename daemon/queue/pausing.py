@@ -26,6 +26,7 @@ class Alarm(Protocol):
     """Who is told of what stops a worker."""
 
     def stopped(self, trouble: str) -> None: ...  # noqa: D102
+    def worked(self) -> None: ...  # noqa: D102
     def out_of_reach(self, trouble: str) -> None: ...  # noqa: D102
     def reached(self) -> None: ...  # noqa: D102
 
@@ -79,6 +80,7 @@ class Pausing:
     def worked(self) -> None:
         """Take the next trouble for a new one: a job went through."""
         self._count = 0
+        self._alarm.worked()
 
     def ending(self, trouble: str | None) -> None:
         """Note what keeps the end of a job from being written; None: it is written.

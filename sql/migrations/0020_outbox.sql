@@ -178,15 +178,24 @@ $$;
 --   * the same alert once an hour; a stop is told again when work had gone on in between, and that
 --     the database answers again after each outage
 --   * at most p_per_hour an hour; those beyond are summed up in one, an hour after the first of them.
---     Never summed up: that all work stops or goes on, and that the database answers again
+--     Never summed up: that all work stops or goes on, and that the database answers again. Where
+--     that comes and goes more often than p_per_hour, its newest word waits for its turn
 create or replace function fullpass.worth_telling(v fullpass.outbox, p_per_hour int default 20)
 returns boolean language plpgsql as $$
 declare
     v_hour_ago timestamptz := clock_timestamp() - interval '1 hour';
     v_told int;
+    v_turn timestamptz;
 begin
     if v.event = 'more' then
         return true;
+    end if;
+    if v.about in ('work', 'database') and v.due_at > v.at + interval '1 minute'
+       and exists (select from fullpass.outbox n where n.about = v.about and n.at > v.at) then
+        -- It waited for its turn, and is out of date.
+        update fullpass.outbox set ended_at = clock_timestamp(), outcome = 'repeated'
+        where id = v.id;
+        return false;
     end if;
     if exists (
         select from fullpass.outbox t
@@ -207,7 +216,12 @@ begin
         return false;
     end if;
     if v.about in ('work', 'database') then
-        return true;
+        select told_at + interval '1 hour' into v_turn from fullpass.outbox
+        where channel = 'alert' and told_at > v_hour_ago and about = v.about
+        order by told_at desc offset p_per_hour - 1 limit 1;
+        update fullpass.outbox set due_at = greatest(v_turn, at + interval '2 minutes')
+        where id = v.id and v_turn is not null;
+        return v_turn is null;
     end if;
     select count(*) into v_told from fullpass.outbox
     where channel = 'alert' and told_at > v_hour_ago;
