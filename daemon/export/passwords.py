@@ -34,6 +34,7 @@ _FOREIGN_STEMS: dict[str, re.Pattern[str]] = {
     "パスワード": re.compile(r""),
     "비밀번호": re.compile(r""),
 }
+_SIGNS = frozenset("!@#$%^&*+?~|=€£§")
 _VALUE = r"(?P<quote>[\"'`]?)(?P<secret>[^\s\"'`,;<>()\[\]{}]{4,128}+)"
 _IS = r"(?:is|was|used to be|will be|has been|ist|war|lautet|es|era|é|è|est|était|to|jest|było)"
 _ASSIGNED = re.compile(
@@ -136,14 +137,15 @@ def _is_phrase(phrase: re.Match[str]) -> bool:
 def _is_password(secret: str) -> bool:
     """Accept what people choose as passwords: letters with digits or signs, or digits alone."""
     secret = secret.rstrip(".!?:*")
-    if len(secret) < 4 or _PLACEHOLDER.search(secret):
-        return False
-    digits = any(c.isdigit() for c in secret)
-    letters = any(c.isalpha() for c in secret)
-    signs = any(c in "!@#$%^&*+?~|=€£§" for c in secret)
+    digits = any(map(str.isdigit, secret))
+    letters = any(map(str.isalpha, secret))
+    signs = not _SIGNS.isdisjoint(secret)
     if letters:
-        return (digits or signs) and len(secret) >= 5
-    return digits and len(secret) >= 6 and secret.isdigit()
+        likely = (digits or signs) and len(secret) >= 5
+    else:
+        likely = len(secret) >= 6 and secret.isdigit()
+    # Last, since it takes the longest.
+    return likely and _PLACEHOLDER.search(secret) is None
 
 
 def _is_own_password(secret: str) -> bool:

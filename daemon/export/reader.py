@@ -252,7 +252,11 @@ class ExportReader:
                     if at <= known:
                         continue
                 self._latest[key] = at
-            redacted = self._redacted(conversation)
+            try:
+                redacted = self._redacted(conversation)
+            except MemoryError:
+                report.damage(conversation.place, "needs more memory than there is")
+                continue
             if is_context:
                 report.context_entries += 1
             else:
@@ -267,6 +271,8 @@ class ExportReader:
         messages: Collected = [] if held else SpooledMessages(self._folder)
         ids: set[str] = set()
         for message, (text, hits) in zip(conversation.messages, texts, strict=True):
+            if self._on_read is not None:  # a large conversation may take minutes
+                self._on_read()
             count += hits
             own_id = message.id
             while own_id in ids:

@@ -56,7 +56,7 @@ _SECRET = re.compile(
 _HEADER = b"authorization"
 _AUTHORIZATION = re.compile(
     r"[\"']?+[ \t]{0,4}+[:=][ \t]{0,4}+[\"']?+basic[ \t]{1,4}+(?P<secret>[A-Za-z0-9+/=]{8,400}+)",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,  # else `s` is also the long s, which is no base64
 )
 
 _USERINFO = re.compile(r"[^\s/:@\"'<>{}$%]{0,100}+:(?P<secret>[^\s/@\"'<>]{3,}+)(?=@[\w\[])")
@@ -302,7 +302,8 @@ def _private_keys(text: str) -> Iterator[Found]:
             continue
         if text.startswith("-----END ", end):
             tail = text.find("-----", end + 9, end + 80)
-            at = end = tail + 5 if tail >= 0 else end
+            if tail >= 0 and "\x00" not in text[end:tail]:  # else another text's
+                at = end = tail + 5
         else:
             end -= len(text[begin.end() : end]) - len(text[begin.end() : end].rstrip())
         yield begin.start(), end, "private-key"

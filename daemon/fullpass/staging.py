@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import asyncpg
+import msgspec
 
 from daemon.errors import OutOfReach, TryAgain
 from daemon.fullpass.chunks import CHUNKING_VERSION
@@ -137,14 +138,9 @@ class Staging:
         work = self._work
         try:
             async with work.lease.fenced_at_the_end() as connection:
-                # Until it is remembered as it is now, it counts as not known.
-                await connection.execute(
-                    """
-                    update fullpass.conversations set content_hash = ''
-                    where user_id = $1 and source = $2 and conversation_id = $3
-                    """,
-                    work.job.user_id, work.source, part.conversation_id,
-                )  # fmt: skip
+                # Until it is remembered as it is now its state counts as not known, but that it is
+                # there is known, so that an export without it takes it away.
+                await self._remember(connection, [msgspec.structs.replace(part, content_hash="")])
                 await self._begin_switch(connection, part.chunk_count)
                 for start in range(0, part.chunk_count, _INSERTED_AT_ONCE):
                     work.lease.check()

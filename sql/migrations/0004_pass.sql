@@ -65,11 +65,13 @@ declare
 begin
     if exists (select from public.conversation_chunks
                where user_id = p_user and conversation_id = any (v_conversations)) then
-        with stored as materialized (
-            select id, conversation_id, chunk_tier::text as tier, content_hash
+        with stored as materialized (  -- of rows that somebody copied, one stays
+            select distinct on (conversation_id, chunk_tier::text, content_hash)
+                   id, conversation_id, chunk_tier::text as tier, content_hash
             from public.conversation_chunks
             where user_id = p_user and conversation_id = any (v_conversations)
               and source = p_source and chunking_version = p_version
+            order by conversation_id, chunk_tier::text, content_hash, id
         )
         select array_agg(coalesce(s.id, n.id) order by n.place),
                array_agg(s.id is null order by n.place)

@@ -293,3 +293,33 @@ async def test_saving_a_batch_does_not_look_at_all_chunks_stored_before(
     )
     assert await db.fetchval("select count(*) from conversation_chunks") == 10_000
     assert read < 20_000
+
+
+async def test_a_chunk_that_the_app_stored_twice_is_stored_once_again(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    """A restored or copied row beside its original neither stops a pass nor mixes up rows."""
+    talks = [conversation(n, [("user", f"I keep {n} bees.")]) for n in range(3)]
+    user, path = uuid.uuid4(), tmp_path / "c.json"
+    await passed(db, database_url, path, talks, user)
+    before = await chunks_of(db, user)
+    await db.execute(
+        "insert into conversation_chunks (user_id, source, conversation_id, title, content, "
+        "message_count, created_at, is_recent, chunk_tier, chunk_index, total_chunks, "
+        "token_count, chunking_version, content_hash) "
+        "select user_id, source, conversation_id, title, content, message_count, created_at, "
+        "is_recent, chunk_tier, chunk_index, total_chunks, token_count, chunking_version, "
+        "content_hash from conversation_chunks where id = $1",
+        before[0]["id"],
+    )
+    job = await passed(db, database_url, path, [*talks, conversation(3, [("user", "Hi")])], user)
+    after = await chunks_of(db, user)
+    assert job["status"] == "complete", job["error_message"]
+    assert len(after) == 4
+    assert len({c["content"] for c in after}) == 4
+    maps = await db.fetch(
+        "select c.content, m.start, m.stop from conversation_chunks c "
+        "join fullpass.chunk_messages m on m.chunk_id = c.id where c.user_id = $1", user,
+    )  # fmt: skip
+    assert all(m["stop"] == len(m["content"]) for m in maps)
+    assert len(maps) == 4

@@ -15,7 +15,7 @@ from daemon.database import open_pool
 from daemon.errors import LeaseLost, OutOfReach
 from daemon.queue.lease import Lease
 from tests.support.exports import conversation
-from tests.support.worker_process import environment, work_once
+from tests.support.worker_process import environment, work_once, worker_process
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,6 +128,37 @@ async def test_a_large_conversation_that_grew_keeps_its_rows(
     assert [row["id"] for row in after[: len(before) - 1]] == [row["id"] for row in before[:-1]]
     assert [r["messages"] for r in after[: len(before) - 1]] == [r["messages"] for r in before[:-1]]
     assert await db.fetchval("select count(*) from fullpass.staged_chunks") == 0
+
+
+async def test_a_large_conversation_switched_in_before_a_crash_is_known_to_be_there(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    """Else an export without it, whole and newer, would leave it for ever."""
+    user = uuid.uuid4()
+    # What happens after the switch does not: as if the worker died there, again and again.
+    await db.execute(
+        """
+        create function dies() returns trigger language plpgsql as
+            $$ begin raise exception 'dies' using errcode = 'crash_shutdown'; end $$;
+        create trigger dies before insert or update on fullpass.conversations
+            for each row when (new.content_hash <> '') execute function dies()
+        """
+    )
+    job = await enqueue(db, tmp_path / "c.json", TURNS, user)
+    with worker_process(database_url, None, llm_provider="offline"):
+        async with asyncio.timeout(60):  # a deadline; leaving kills the worker
+            while not await stored(db, user):
+                await asyncio.sleep(0.05)  # until the deadline
+    await db.execute(
+        "update processing_jobs set status = 'cancelled', lease_epoch = lease_epoch + 1 where id = $1", job,
+    )  # fmt: skip
+    await db.execute("drop trigger dies on fullpass.conversations; drop function dies()")
+    path = tmp_path / "newer.json"
+    path.write_text(json.dumps([conversation(1, [("user", "I moved to Porto.")])]), "utf-8")
+    await db.execute("insert into processing_jobs (user_id, storage_path) values ($1, $2)", user, f"file://{path}")  # fmt: skip
+    await ingested(database_url)
+    left = await db.fetch("select distinct conversation_id from conversation_chunks where user_id = $1", user)  # fmt: skip
+    assert [row[0] for row in left] == ["conv-1"]
 
 
 async def test_staged_rows_that_a_crash_of_the_server_took_are_missed(db: Any) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon.export.reader import ExportReader
 from daemon.export.redact import redact, redact_each
 from tests.support.export_samples import dump, read, talk
 
@@ -215,7 +216,7 @@ def test_a_long_conversation_is_searched_in_pieces_and_none_is_left_out() -> Non
     "unit",
     [
         "sk-", "eyJ", "eyJaaaaaaaa.", "password ", "password:", "my password ", "password is ",
-        "-----BEGIN PRIVATE KEY-----", "4", "4111 ", "4111-1111-", "http://", "://a:b", "token",
+        "-----BEGIN PRIVATE KEY-----", "4", "4111 ", "4111-1111-", "http://", "://a:b", "token", "pwd:",
         "secret_", "-", "_", "A", "my ", "密码", "key=", "eyJaaaaaaaaaaaaaaaaaa1.", "Authorization: Basic ", "a1" * 12 + ".", "SG.", "\u0130password",
     ],
 )  # fmt: skip
@@ -224,6 +225,25 @@ def test_no_line_is_slow(unit: str) -> None:
     started = time.process_time()
     redact(line)
     assert time.process_time() - started < 3.0  # anything quadratic would take minutes
+
+
+def test_letters_that_only_ignoring_case_makes_base64_are_none() -> None:
+    """The long s and the sign for kelvin are an `s` and a `k` to an expression that ignores case."""
+    text = "Authorization: Basic " + "\u017f\u212a" * 8
+    assert redact(text) == (text, 0)
+
+
+def test_the_cut_off_end_of_one_private_key_hides_no_other() -> None:
+    keys = [f"-----BEGIN PRIVATE KEY-----\n{made(64)}\n-----END PRIV", f"-----BEGIN PRIVATE KEY-----\n{made(64)}\n"]  # fmt: skip
+    assert [hits for _, hits in redact_each(keys)] == [1, 1]
+
+
+def test_a_sign_of_life_comes_while_a_conversation_is_redacted(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_bytes(dump([talk("c", *(["hello"] * 500))]))
+    signs: list[None] = []
+    ((found),) = ExportReader(path, on_read=lambda: signs.append(None))
+    assert len(signs) >= len(found.messages) == 500
 
 
 def test_the_reader_redacts_text_and_title_and_counts(tmp_path: Path) -> None:
