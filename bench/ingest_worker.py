@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from daemon.fullpass import ingest
+from daemon.fullpass.reader_process import ReaderProcess
 from daemon.logs import configure_logs
 from daemon.settings import load_settings
 from daemon.worker import Worker
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
 async def ingest_only(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
     """Do the first three steps of a pass."""
     with tempfile.TemporaryDirectory(prefix="fullpass-") as name:
-        work.step = "download_conversations"
-        fetched = await ingest.download(work, Path(name))
-        work.step = "save_chunks"
-        await ingest.save_conversations(work, fetched, Path(name))
+        async with ReaderProcess(check=work.lease.check) as reader:
+            work.step = "download_conversations"
+            fetched = await ingest.download(work, Path(name), reader)
+            work.step = "save_chunks"
+            await ingest.save_conversations(work, fetched, Path(name), reader)
     return {}, {"cost_usd": 0.0, "calls": 0}
 
 

@@ -28,6 +28,8 @@ from daemon.memory_gauge import MIB, read_gauge
 from daemon.queue.lease import clock
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from daemon.database import Connection
     from daemon.export.conversation import ReadReport
     from daemon.fullpass.context import Pass
@@ -60,19 +62,22 @@ async def already_ingested(work: Pass) -> bool:
     return True
 
 
-async def download(work: Pass, folder: Path) -> source.FetchedExport:
+async def download(work: Pass, folder: Path, reader: ReaderProcess) -> source.FetchedExport:
     """Bring the export's bytes into `folder` (a local file stays where it is).
 
-    Raises BadExport when there is nothing to read, Wait or Systemic when storage is in trouble.
+    The reader gets ready meanwhile. Raises BadExport when there is nothing to read, Wait or
+    Systemic when storage is in trouble.
     """
     if not (work.job.storage_path or "").strip():
         raise BadExport("the job has no storage_path; enqueue it with the path of an export")
     async with work.lease.fenced() as connection:
         await report_progress(work, connection)
-    return await _fetch(work, folder)
+    return await _fetch(work, folder, on_bytes=lambda _done, _total: reader.warm_up())
 
 
-async def _fetch(work: Pass, folder: Path) -> source.FetchedExport:
+async def _fetch(
+    work: Pass, folder: Path, on_bytes: Callable[[int, int | None], None] = lambda *_: None
+) -> source.FetchedExport:
     s = work.settings
     key = s.supabase_service_key
     return await source.fetch(
@@ -83,30 +88,32 @@ async def _fetch(work: Pass, folder: Path) -> source.FetchedExport:
         allow_local_files=s.allow_local_files,
         owner=str(work.job.user_id) if s.require_owned_paths else None,
         check=work.lease.check,
+        on_bytes=on_bytes,
     )
 
 
-async def save_conversations(work: Pass, fetched: source.FetchedExport, folder: Path) -> None:
+async def save_conversations(
+    work: Pass, fetched: source.FetchedExport, folder: Path, reader: ReaderProcess
+) -> None:
     """Bring the export's conversations into conversation_chunks; `folder` is for what must wait.
 
     Raises BadExport when nothing can be read, and what ends the work meanwhile.
     """
     staging = Staging(work)
     await staging.clear()
-    reader = ReaderProcess(_order(work, fetched, folder), check=work.lease.check)
     try:
-        async with reader:
+        await reader.begin(_order(work, fetched, folder))
+        told_at = clock()
+        async for batch in reader:
+            work.source = batch.source or work.source
+            if batch.parts:
+                await staging.save(batch)
+            elif clock() - told_at > _PROGRESS_SECONDS:
+                async with work.lease.fenced() as connection:
+                    await report_progress(work, connection, share=batch.share)
+            else:
+                continue
             told_at = clock()
-            async for batch in reader:
-                work.source = batch.source or work.source
-                if batch.parts:
-                    await staging.save(batch)
-                elif clock() - told_at > _PROGRESS_SECONDS:
-                    async with work.lease.fenced() as connection:
-                        await report_progress(work, connection, share=batch.share)
-                else:
-                    continue
-                told_at = clock()
     except BadExport:
         work.step = "chunk_conversations"  # where reading went wrong
         raise
@@ -184,6 +191,8 @@ async def _once_more(work: Pass, error: ReaderDied | TooSlow) -> ReaderDied | To
 async def _refresh_statistics(work: Pass) -> None:
     """Tell the planner what was loaded: it would still think of an empty table.
 
+    Of the chunks only the columns that plans are made by: their texts, and what an app keeps beside
+    them, would take most of the time.
     Only the tables' owner may; for others Postgres warns and skips. Late or refused, it is no
     trouble of the job's: autovacuum comes sooner or later.
     """
@@ -192,7 +201,10 @@ async def _refresh_statistics(work: Pass) -> None:
             await connection.execute(
                 """
                 set local statement_timeout = '20s'; set local lock_timeout = '1s';
-                analyze public.conversation_chunks, fullpass.chunk_maps, fullpass.conversations
+                analyze public.conversation_chunks (
+                            user_id, conversation_id, source, chunk_tier, chunk_index,
+                            content_hash, created_at, is_recent),
+                        fullpass.chunk_maps, fullpass.conversations
                 """
             )
 

@@ -50,22 +50,24 @@ class ReaderDied(TryAgain):
 class ReaderProcess:
     """One reading of one export; an async context manager. Iterate over it once, for its batches.
 
-    `check` raises what ends the work (a lost lease, a drain) and is asked several times a second.
-    After the iteration `report` is the reader's account.
+    An order that is not known yet is given by `begin`. `check` raises what ends the work (a lost
+    lease, a drain) and is asked several times a second. After the iteration `report` is the
+    reader's account.
     """
 
     def __init__(
         self,
-        order: Order,
+        order: Order | None = None,
         *,
         check: Callable[[], None],
         patience_seconds: float = PATIENCE_SECONDS,
         module: str = "daemon.fullpass.reading",
     ) -> None:
-        self._order = order
+        self._given_order = order
         self._check = check
         self._patience_seconds = patience_seconds
         self._module = module
+        self._starting: asyncio.Task[asyncio.subprocess.Process] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._said = b""
         self._listening: asyncio.Task[None] | None = None
@@ -75,29 +77,56 @@ class ReaderProcess:
         self.report: ReadReport | None = None
 
     async def __aenter__(self) -> Self:
-        order = msgspec.msgpack.encode(self._order)
+        if self._given_order is not None:
+            await self.begin(self._given_order)
+        return self
+
+    def warm_up(self) -> None:
+        """Start the process before there is an order: it takes a tenth of a second to be ready."""
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+
+    async def begin(self, order: Order) -> None:
+        """Have it read what is ordered."""
+        self._given_order = order
+        self.warm_up()
+        process = await self._begun()
+        if process.returncode is not None:  # ended by whoever ends processes, while it waited
+            process = await self._start()
+        self._process = process
+        self._listening = asyncio.create_task(self._listen())
+        if process.stdin is not None:
+            process.stdin.write(msgspec.msgpack.encode(order))
+            process.stdin.close()
+
+    async def _start(self) -> asyncio.subprocess.Process:
         environment = {
             name: value
             for name, value in os.environ.items()
             if name in _ENVIRONMENT or name.startswith("PYTHON")
         }
-        self._process = await asyncio.create_subprocess_exec(
+        return await asyncio.create_subprocess_exec(
             sys.executable, "-X", "faulthandler", "-m", self._module,
             cwd=_HOME, env=environment, limit=_PIPE_BYTES,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C is for the worker, which then ends it
         )  # fmt: skip
-        self._listening = asyncio.create_task(self._listen())
-        stdin = self._process.stdin
-        if stdin is not None:
-            stdin.write(order)
-            stdin.close()
-        return self
+
+    async def _begun(self) -> asyncio.subprocess.Process:
+        """Wait for the start; one that is cancelled meanwhile is ended all the same."""
+        if self._starting is None:
+            raise RuntimeError("the reading process was not started")
+        return await asyncio.shield(self._starting)
 
     async def __aexit__(self, *_: object) -> None:
         """End the process, whatever it is doing, and reap it."""
-        process = self._started
+        if self._starting is None:
+            return
+        await asyncio.wait({self._starting})
+        if self._starting.exception() is not None:
+            return  # told where it was awaited, or nobody has come to need it
+        process = self._process or self._starting.result()
         if process.returncode is None:
             with suppress(ProcessLookupError):
                 process.kill()
@@ -106,9 +135,10 @@ class ReaderProcess:
             await asyncio.wait({self._coming})
             if not self._coming.cancelled():
                 self._coming.exception()  # whatever it was, the iteration told of it or is over
-        # What is left in its pipe is nobody's any more; unread, it would keep the pipe open.
-        while process.stdout is not None and await process.stdout.read(_PIPE_BYTES):
-            continue
+        # What is left in its pipes is nobody's any more; unread, it would keep them open.
+        for pipe in (process.stdout, process.stderr if self._listening is None else None):
+            while pipe is not None and await pipe.read(_PIPE_BYTES):
+                continue
         await process.wait()
         if self._listening is not None:
             await self._listening
@@ -137,6 +167,12 @@ class ReaderProcess:
         if self._process is None:
             raise RuntimeError("the reading process was not started")
         return self._process
+
+    @property
+    def _order(self) -> Order:
+        if self._given_order is None:
+            raise RuntimeError("the reading process has no order")
+        return self._given_order
 
     # --- answers
 

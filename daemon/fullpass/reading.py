@@ -62,7 +62,10 @@ _MEASURES = {"tokens": estimate_tokens, "characters": len}
 
 def main() -> None:
     """Carry out the order on stdin."""
-    order = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Order)
+    ordered = sys.stdin.buffer.read()
+    if not ordered:  # whoever started it has ended, or has nothing to be read
+        return
+    order = msgspec.msgpack.decode(ordered, type=Order)
     confine(order)
     # What is decoded is soon let go of and holds no cycles: looking for some at every 700 objects
     # takes a twentieth of the time.

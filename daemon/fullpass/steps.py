@@ -25,6 +25,7 @@ from daemon.fullpass.context import STEPS, Pass, Step, keep_telling, report_prog
 from daemon.fullpass.extract import extract
 from daemon.fullpass.ingest import already_ingested, download, save_conversations
 from daemon.fullpass.memory import generate, save
+from daemon.fullpass.reader_process import ReaderProcess
 from daemon.fullpass.reduce import reduce
 from daemon.fullpass.sections import regenerate
 from daemon.instruments import STEP_SECONDS, span
@@ -47,10 +48,11 @@ async def full_pass(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     if not await already_ingested(work):
         with _spool() as folder:
-            async with _step(work, "download_conversations"):
-                fetched = await download(work, folder)
-            async with _step(work, "chunk_conversations"), _step(work, "save_chunks"):
-                await save_conversations(work, fetched, folder)
+            async with ReaderProcess(check=work.lease.check) as reader:
+                async with _step(work, "download_conversations"):
+                    fetched = await download(work, folder, reader)
+                async with _step(work, "chunk_conversations"), _step(work, "save_chunks"):
+                    await save_conversations(work, fetched, folder, reader)
     else:
         await batch.still_out(work)
     try:

@@ -85,6 +85,36 @@ async def test_a_reader_that_hangs_is_ended(tmp_path: Path, deed: str) -> None:
     assert "made no progress for 1 s" in await told(deed, tmp_path, patience_seconds=1.0)
 
 
+async def children() -> list[psutil.Process]:
+    return psutil.Process().children()
+
+
+async def test_a_reader_that_got_ready_and_is_not_needed_leaves_nothing(tmp_path: Path) -> None:
+    before = await children()
+    async with ReaderProcess(check=never) as reader:
+        reader.warm_up()
+    assert await children() == before
+    async with ReaderProcess(check=never) as reader:
+        reader.warm_up()
+        while not (waiting := [c for c in await children() if c not in before]):
+            await asyncio.sleep(0.01)  # polled until it is there; the test has a deadline
+    assert not any(process.is_running() for process in waiting)
+
+
+async def test_a_reader_that_was_ended_while_it_waited_is_started_anew(tmp_path: Path) -> None:
+    before = await children()
+    export = planted_export(conversations=3).write(tmp_path / "c.json")
+    async with ReaderProcess(check=never) as reader:
+        reader.warm_up()
+        while not (waiting := [c for c in await children() if c not in before]):
+            await asyncio.sleep(0.01)  # polled until it is there; the test has a deadline
+        waiting[0].kill()
+        while (await reader._begun()).returncode is None:
+            await asyncio.sleep(0.01)  # polled until it is known; the test has a deadline
+        await reader.begin(order(export))
+        assert len([part async for batch in reader for part in batch.parts]) == 3
+
+
 async def test_a_reader_knows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ANTHROPIC_API_KEY", "DATABASE_URL", "SUPABASE_SERVICE_KEY"):
         monkeypatch.setenv(name, "hush")

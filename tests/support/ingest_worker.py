@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from daemon.fullpass.ingest import download, save_conversations
+from daemon.fullpass.reader_process import ReaderProcess
 from daemon.settings import load_settings
 from daemon.worker import Worker
 
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 async def ingest(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
     """The first three steps of a pass."""
     with tempfile.TemporaryDirectory(prefix="fullpass-") as folder:
-        fetched = await download(work, Path(folder))
-        work.step = "save_chunks"
-        await save_conversations(work, fetched, Path(folder))
+        async with ReaderProcess(check=work.lease.check) as reader:
+            fetched = await download(work, Path(folder), reader)
+            work.step = "save_chunks"
+            await save_conversations(work, fetched, Path(folder), reader)
     return {}, {}
 
 
