@@ -146,6 +146,9 @@ class BadCall(CallError):
 class UselessReply(CallError):
     """An answered and paid call whose reply cannot be used; the message says what was wrong."""
 
+    latency_ms = 0
+    """How long the call took: whether its person was erased meanwhile is told by that."""
+
 
 class NotTold(FullpassError):
     """A webhook or mail did not arrive; says why without naming an address (promise 11)."""

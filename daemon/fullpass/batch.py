@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING
 from daemon.errors import AwaitsBatch, GiveUp, Wait
 from daemon.fullpass import lanes
 from daemon.fullpass.batch_send import FEW, Sending, send
+from daemon.llm.batch_rows import BatchRows
+from daemon.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from daemon.fullpass.context import Pass
     from daemon.llm.batches import Batches
+
+_log = get_logger()
 
 
 async def read_all(work: Pass, read_now: Callable[[], Awaitable[None]]) -> bool:
@@ -33,6 +37,13 @@ async def read_all(work: Pass, read_now: Callable[[], Awaitable[None]]) -> bool:
     """
     batches = work.batches
     if batches is None:
+        # Asked again here, so nobody waits for it: who can see it cancels it, and its money does
+        # not hold this job up.
+        rows = BatchRows(work.pool)
+        for out in await rows.open_of(work.job.user_id, work.source):
+            work.lease.check()
+            _log.warning("batch.given_up", batch=out.batch_id, requests=out.requests)
+            await rows.give_up(out)
         await lanes.all_now(work)
         await read_now()
         return True

@@ -9,6 +9,7 @@ and when all jobs stop calling, is `patience.py`.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from uuid import uuid4
@@ -192,7 +193,9 @@ class Caller:
             except UselessReply as error:
                 # Answered, and so perhaps paid, with nothing in it: leave a receipt of that too.
                 self._gate.answered(scope.holder)
-                return Reply("", f"{_UNUSABLE}{error}", None, request.model)
+                return Reply(
+                    "", f"{_UNUSABLE}{error}", None, request.model, latency_ms=error.latency_ms
+                )
             except BadCall:
                 self._gate.answered(scope.holder)
                 raise
@@ -253,6 +256,7 @@ class Caller:
         size = len(request.text) + len(request.system)
         async with self.limiter.slot(scope.job_id, request.model, size, check) as place:
             check()  # the wait for a place may have been long
+            began = time.monotonic()
             try:
                 # The SDK's own time-outs are for each read; a reply that trickles would never end.
                 async with asyncio.timeout(request.timeout_seconds):
@@ -263,6 +267,9 @@ class Caller:
                 ) from error
             except CallFailed as error:
                 place.failed(error)
+                raise
+            except UselessReply as error:
+                error.latency_ms = round((time.monotonic() - began) * 1000)
                 raise
             place.landed(reply)
         self._gate.answered(scope.holder)

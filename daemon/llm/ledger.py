@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from daemon.database import database_errors
 from daemon.instruments import LLM_CALL_SECONDS, LLM_CALLS, LLM_COST_USD, LLM_TOKENS
@@ -104,6 +105,8 @@ class Ledger:
         caller is cancelled.
         """
         row: dict[str, Any] = {
+            # The answer to an insert may be lost with the link: sent again, it is the same receipt.
+            "receipt": str(uuid4()),
             "call_key": key,
             "user_id": user_id,
             "job_id": job_id,

@@ -28,6 +28,8 @@ reply we ask for may hold, were each of them 200 bytes long as JSON."""
 _PIECE_BYTES = 65_536
 _GZIP_OR_ZLIB = 47
 """zlib's `wbits` for either, told by its header."""
+_LINES_ACCEPTED = "application/binary"
+"""How the SDK asks for a batch's results, wherever the server says they lie."""
 _INFLATED = frozenset({"gzip", "x-gzip", "deflate"})
 
 
@@ -52,7 +54,10 @@ async def _bound(response: httpx2.Response) -> None:
         stream,
         error=_too_long(response.status_code),
         inflate=encoding in _INFLATED,
-        by_line=response.request.url.path.endswith("/results"),
+        # Only a batch's results are asked for so, and only those are read line by line: an error in
+        # their place is read whole, like any reply.
+        by_line=response.status_code == 200
+        and response.request.headers.get("accept") == _LINES_ACCEPTED,
     )
 
 
@@ -75,6 +80,12 @@ class _Bounded(httpx2.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         held = 0
         async for chunk in self._stream:
+            if self._zlib is not None and self._zlib.eof:
+                # Behind the end of what was packed: counted, and not kept, as zlib would.
+                held += len(chunk)
+                if held > MOST_BYTES:
+                    raise self._error
+                continue
             for piece in self._pieces(chunk):
                 held += len(piece)
                 if self._by_line and (line_end := piece.rfind(b"\n")) >= 0:

@@ -455,12 +455,16 @@ create table if not exists fullpass.llm_calls (
     batch boolean not null default false,
     saved_by_cache_usd numeric(16, 8), -- below zero: writing the prefix cost more than it saved
     saved_by_batch_usd numeric(16, 8),
-    created_at timestamptz not null default clock_timestamp()
+    created_at timestamptz not null default clock_timestamp(),
+    receipt uuid                      -- given by the process that paid; null: came by batch
 );
 create index if not exists llm_calls_usable
     on fullpass.llm_calls (call_key) where usable and call_key is not null;
 create index if not exists llm_calls_useless
     on fullpass.llm_calls (call_key) where not usable and call_key is not null;
+-- A receipt that is sent again, since nobody heard that it was written, is written once.
+create unique index if not exists llm_calls_receipt
+    on fullpass.llm_calls (receipt) where receipt is not null;
 create index if not exists llm_calls_by_job on fullpass.llm_calls (job_id);
 create index if not exists llm_calls_by_user on fullpass.llm_calls (user_id, created_at);
 

@@ -277,6 +277,7 @@ $$;
 
 -- Puts receipts in the ledger, and tells of each key asked about (with the job that asks) what is
 -- known of it: both in one statement, since most of what either costs is the way there and back.
+-- A receipt that is sent again, since the answer to the first time was lost, changes nothing.
 -- Lookups see the receipts that came along. Not fenced: what was paid was paid (promise 2), and that
 -- a receipt served a job in place of a call is said of the ledger and changes nothing of the job.
 --
@@ -292,24 +293,26 @@ begin
         insert into fullpass.llm_calls (
             call_key, user_id, job_id, purpose, provider, model, prompt_version, input_tokens,
             output_tokens, cache_read_tokens, cache_write_tokens, cost_usd, stop_reason, usable,
-            response, request_id, latency_ms, batch, saved_by_cache_usd, saved_by_batch_usd)
+            response, request_id, latency_ms, batch, saved_by_cache_usd, saved_by_batch_usd,
+            receipt)
         select case when e.erased then null else r.call_key end, r.user_id, r.job_id, r.purpose,
                r.provider, r.model, r.prompt_version, r.input_tokens, r.output_tokens,
                r.cache_read_tokens, r.cache_write_tokens, r.cost_usd, r.stop_reason,
                r.usable and not e.erased, case when e.erased then null else r.response end,
                case when e.erased then null else r.request_id end, r.latency_ms, r.batch,
-               r.saved_by_cache_usd, r.saved_by_batch_usd
+               r.saved_by_cache_usd, r.saved_by_batch_usd, r.receipt
         from jsonb_to_recordset(p_receipts) as r (
             call_key text, user_id uuid, job_id uuid, purpose text, provider text, model text,
             prompt_version text, input_tokens int, output_tokens int, cache_read_tokens int,
             cache_write_tokens int, cost_usd numeric, stop_reason text, usable boolean,
             response text, request_id text, latency_ms int, age_ms int, batch boolean,
-            saved_by_cache_usd numeric, saved_by_batch_usd numeric)
+            saved_by_cache_usd numeric, saved_by_batch_usd numeric, receipt uuid)
         cross join lateral (select exists (
             select from fullpass.erasures x
             where x.user_id = r.user_id
               and x.erased_at > clock_timestamp() - make_interval(secs => r.age_ms / 1000.0)
-        ) as erased) as e;
+        ) as erased) as e
+        on conflict (receipt) where receipt is not null do nothing;
     end if;
     if p_lookups is not null then
         with found as materialized (

@@ -35,6 +35,7 @@ from tests.support.batch_pass import (
     tend,
     waiting_job,
 )
+from tests.support.cloud_server import ACCESS_KEY, REGION, SECRET_KEY, CloudServer
 from tests.support.exports import planted_export
 from tests.support.worker_process import work_once
 
@@ -285,6 +286,43 @@ async def test_what_is_paid_at_once_leaves_a_batch_that_is_out_its_money(
         assert {call.purpose for call in server.record.completed()} > {"extract"}
         assert len(made.requests) > 2
         assert not server.record.paid_again()
+
+
+@pytest.mark.parametrize("limit", [0.06, 0.028])
+async def test_a_provider_without_batches_waits_for_none_and_says_what_is_set_aside(
+    db: Any, database_url: str, tmp_path: Path, limit: float
+) -> None:
+    export = planted_export(conversations=12, filler_words=60)
+    job = await insert_job(db, export.write(tmp_path / "c.json"), uuid.uuid4())
+    money: dict[str, Any] = {
+        "max_cost_usd_per_job": 0.06,
+        "model_capabilities": {"sonnet-5.5": {"input_usd": 0.1, "output_usd": 2}},
+        "memory_model": "sonnet-5.5",
+    }
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(batch_seconds=3600.0)
+        tally = await work_once(database_url, server.url, **ONE_LOOK, **money)
+        assert tally.left
+    await look_now(db, job)
+    with CloudServer(truth=export.truth) as cloud:
+        bedrock: dict[str, Any] = {
+            "anthropic_api_key": None,
+            "anthropic_base_url": None,
+            "use_bedrock": True,
+            "aws_region": REGION,
+            "aws_access_key_id": ACCESS_KEY,
+            "aws_secret_access_key": SECRET_KEY,
+            "anthropic_bedrock_base_url": cloud.url,
+            "anthropic_bedrock_mantle_base_url": f"{cloud.url}/anthropic",
+        }
+        money["max_cost_usd_per_job"] = limit
+        tally = await work_once(database_url, cloud.url, **{**ONE_LOOK, **money, **bedrock})
+        assert f"MAX_COST_USD_PER_JOB ({limit:g})" in tally.failed[job]
+        assert "spent or set aside" in tally.failed[job]
+        money["max_cost_usd_per_job"] = 1.0
+        await db.fetchval("select fullpass.retry($1)", job)
+        tally = await work_once(database_url, cloud.url, **{**ONE_LOOK, **money, **bedrock})
+        assert tally.completed == [job]
 
 
 async def test_neither_another_mode_nor_another_job_asks_what_is_out(

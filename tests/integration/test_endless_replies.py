@@ -7,6 +7,7 @@ import gzip
 import tracemalloc
 import uuid
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -53,6 +54,8 @@ class Endless:
         self.headers = HEADERS
         self.body = b" " * 65_536
         self.endless = True
+        self.before = b""
+        """Of the body, once."""
         self.sent_bytes = 0
         self.visits = 0
         self.batch = b""
@@ -67,7 +70,7 @@ class Endless:
             if self.batch and "/results " not in head:
                 writer.write(f"HTTP/1.1 200 OK\r\n{HEADERS}\r\n".encode() + self.batch)
                 return
-            writer.write(f"HTTP/1.1 {self.status}\r\n{self.headers}\r\n".encode())
+            writer.write(f"HTTP/1.1 {self.status}\r\n{self.headers}\r\n".encode() + self.before)
             while self.endless or not self.sent_bytes:
                 writer.write(self.body)
                 self.sent_bytes += len(self.body)
@@ -140,6 +143,34 @@ async def test_a_reply_that_grows_without_end_as_it_is_unpacked_is_given_up() ->
             await provider.call(request())
 
 
+async def test_what_follows_a_packed_reply_without_end_is_not_kept() -> None:
+    async with endless() as (server, provider):
+        server.headers = f"{HEADERS}content-encoding: gzip\r\n"
+        server.before = gzip.compress(b" ")
+        tracemalloc.start()
+        try:
+            with pytest.raises(UselessReply, match="did not end"):
+                await asyncio.wait_for(provider.call(request()), 20)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak_bytes < MOST_BYTES
+
+
+async def test_an_error_in_place_of_results_is_no_longer_for_its_lines() -> None:
+    async with endless() as (server, provider):
+        api = batch_api_of(provider)
+        assert api is not None
+        server.batch = msgspec.json.encode(ENDED)
+        server.status = "500 Internal Server Error"
+        server.body = (b" " * 999 + b"\n") * 65
+        with pytest.raises(CallFailed, match="the results broke off"):
+            async with asyncio.timeout(20):
+                async for _ in api.results("msgbatch_1", "claude-haiku-5-5"):
+                    pass
+        assert server.sent_bytes < 4 * MOST_BYTES
+
+
 async def test_an_error_without_end_is_trouble_in_passing() -> None:
     async with endless() as (server, provider):
         server.status = "500 Internal Server Error"
@@ -164,6 +195,42 @@ async def test_results_of_a_batch_may_be_long_and_no_line_of_them(
         server.endless, server.sent_bytes = False, 0
         items = [item async for item in api.results("msgbatch_1", "claude-haiku-5-5")]
         assert len(items) == 6
+
+
+async def test_a_useless_reply_after_its_person_was_erased_leaves_no_key(database_url: str) -> None:
+    pool = await open_pool(database_url)
+    person = uuid.uuid4()
+    async with endless() as (server, _):
+        forgotten = asyncio.Event()
+        answer = server.answer
+
+        async def answer_late(*link: asyncio.StreamReader | asyncio.StreamWriter) -> None:
+            await forgotten.wait()
+            await answer(*link)  # type: ignore[arg-type]
+
+        async with await asyncio.start_server(answer_late, "127.0.0.1", 0) as late:
+            slow = provider_at(f"http://127.0.0.1:{late.sockets[0].getsockname()[1]}")
+            caller = Caller(slow, Ledger(pool), CallLimiter(ceiling=1, allowed=lambda _: 1))
+            scope = Scope(uuid.uuid4(), person, Nobody())
+            once = replace(request(), tries=1)
+            asked = asyncio.create_task(caller.ask(scope, once, lambda reply: reply.text))
+            deadline = asyncio.get_running_loop().time() + 5
+            while not caller.limiter.vitals["llm_in_flight"]:
+                assert asyncio.get_running_loop().time() < deadline
+                await asyncio.sleep(0.01)  # until the deadline
+            await pool.execute("insert into fullpass.erasures (user_id) values ($1)", person)
+            # Longer than the second that a call is supposed to have begun earlier.
+            deadline = asyncio.get_running_loop().time() + 1.3
+            while asyncio.get_running_loop().time() < deadline:
+                await asyncio.sleep(0.05)  # until the deadline
+            forgotten.set()
+            with pytest.raises(UselessReply):
+                await asked
+            await slow.aclose()
+    rows = await pool.fetch("select call_key, latency_ms from fullpass.llm_calls")
+    assert [row["call_key"] for row in rows] == [None]
+    assert rows[0]["latency_ms"] >= 1_300
+    await pool.close()
 
 
 async def test_a_reply_that_comes_compressed_unasked_is_read() -> None:

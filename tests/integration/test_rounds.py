@@ -138,6 +138,24 @@ async def test_while_the_database_is_away_lookups_say_so_and_receipts_hold_on(
     assert sorted(keys) == ["first", "held"]
 
 
+async def test_receipts_whose_answer_was_lost_are_written_once(
+    database_url: str, pool: Pool
+) -> None:
+    with TcpProxy(database_url) as proxy:
+        through = await open_pool(proxy.url)
+        ledger = Ledger(through)
+        await record(ledger, "first")
+        proxy.swallow()
+        receipts = asyncio.gather(*(record(ledger, f"key {n}") for n in range(3)))
+        assert await asyncio.to_thread(proxy.swallowed.wait, 5)
+        # They are written, and nobody here knows.
+        assert await pool.fetchval("select count(*) from fullpass.llm_calls") == 4
+        proxy.reset()
+        await asyncio.wait_for(receipts, 10)
+        assert (await ledger.spent(JOB)).calls == 4
+        await through.close()
+
+
 async def test_many_ledgers_work_through_a_transaction_pooler(database_url: str) -> None:
     """Each statement may be served by another server process, which others just used."""
     with transaction_pooler(database_url, places=2) as pooled:

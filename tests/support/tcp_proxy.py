@@ -5,6 +5,7 @@ with TcpProxy(database_url) as proxy:
     proxy.freeze()     # accepted, acknowledged, never answered; no FIN
     proxy.reset()      # every link ends by RST, frozen ones too
     proxy.thaw()
+    proxy.swallow()    # what goes there arrives, what comes back does not; until reset()
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ class TcpProxy:
         self._started = threading.Event()
         self._stop: asyncio.Event | None = None
         self.port = 0
+        self._swallows = False
+        self.swallowed = threading.Event()
+        """Set once an answer was lost."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -70,8 +74,14 @@ class TcpProxy:
         assert self._flowing is not None
         self._call(self._flowing.set)
 
+    def swallow(self) -> None:
+        """Bring the server what it is sent, and lose its answers, until the links are reset."""
+        self.swallowed.clear()
+        self._swallows = True
+
     def reset(self) -> None:
         """End every link by RST."""
+        self._swallows = False
         self._call(self._reset)
 
     def retarget(self, url: str) -> None:
@@ -126,7 +136,7 @@ class TcpProxy:
         self._writers |= ours
         flows = [
             asyncio.ensure_future(self._forward(reader, back_writer)),
-            asyncio.ensure_future(self._forward(back_reader, writer)),
+            asyncio.ensure_future(self._forward(back_reader, writer, back=True)),
         ]
         try:
             await asyncio.wait(flows, return_when=asyncio.FIRST_COMPLETED)
@@ -137,11 +147,16 @@ class TcpProxy:
                 each.transport.abort()
             self._writers -= ours
 
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, back: bool = False
+    ) -> None:
         assert self._flowing is not None
         try:
             while piece := await reader.read(65536):
                 await self._flowing.wait()
+                if back and self._swallows:
+                    self.swallowed.set()
+                    continue
                 writer.write(piece)
                 await writer.drain()
         except OSError:
