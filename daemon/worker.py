@@ -128,10 +128,10 @@ class Worker:
         self._gauge: Gauge = read_gauge(memory_limit_mb=settings.memory_limit_mb)
         self._gauge_read_at = time.monotonic()
         self._process = psutil.Process()
-        # What takes longer than a lease has no purpose.
+        # What outlasts a lease has no purpose.
         self._command_seconds = min(60.0, max(5.0, settings.lease_seconds))
         self.signs = VitalSigns(settings, vitals=self._vitals)
-        # Built here: a missing key ends the command before any claim.
+        # Built here: a missing key ends all before any claim.
         self._provider = provider_from(settings)
         self._limiter = CallLimiter(
             ceiling=settings.fact_extraction_concurrency, allowed=self._allowed_calls
@@ -216,7 +216,7 @@ class Worker:
             medium=accepted["medium"],
             batches=batches_of(self._provider, pool, settings, read=read_reply),
         )
-        # Should the loop be blocked, the heartbeat ends what it cannot.
+        # The loop may be blocked by then.
         self._shutdown.at_once = lambda now: heartbeat.drain_by(
             now + settings.shutdown_grace_seconds + _LATE_SECONDS
         )
@@ -242,7 +242,8 @@ class Worker:
             for task in beside:
                 task.cancel()
             await self._teller.finish(seconds=15.0 if once else 1.0)
-            closing = sharing.close(), asyncio.to_thread(heartbeat.stop), serving.wakeup.close()
+            ended = asyncio.to_thread(heartbeat.stop)
+            closing = sharing.close(), ended, serving.wakeup.close(), ledger.settle()
             await asyncio.wait([asyncio.ensure_future(c) for c in closing], timeout=1.0)
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T | None:

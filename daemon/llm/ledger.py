@@ -61,6 +61,10 @@ class Ledger:
         self._landed = landed
         self._rounds = Rounds(pool)
 
+    async def settle(self) -> None:
+        """Return when no receipt is on its way any more: before the pool is closed."""
+        await self._rounds.settle()
+
     async def find(self, key: str, *, job_id: UUID, patient: bool = False) -> Receipt | None:
         """Return the receipt of a call with this content key, if it was ever paid.
 

@@ -85,6 +85,11 @@ class Rounds:
         # A task that is cancelled between reply and receipt would forget a payment (promise 2).
         await asyncio.shield(receipt.done)
 
+    async def settle(self) -> None:
+        """Return when every receipt so far is written or given up, also those nobody waits for."""
+        while self._receipts or self._tasks:
+            await asyncio.wait(self._tasks or {asyncio.ensure_future(asyncio.sleep(0))})
+
     async def look_up(self, key: str, job_id: UUID, *, patient: bool) -> dict[str, Any] | None:
         """Return what fullpass.tend_ledger tells of a key; `patient` may wait for company."""
         loop = asyncio.get_running_loop()

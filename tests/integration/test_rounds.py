@@ -46,6 +46,27 @@ async def text_of(ledger: Ledger, key: str, *, patient: bool = False) -> str | N
     return None if found is None or found.reply is None else found.reply.text
 
 
+async def test_a_receipt_whose_caller_was_cancelled_is_waited_for_at_the_end(
+    pool: Pool, database_url: str
+) -> None:
+    ledger = Ledger(pool)
+    blocker = await asyncpg.connect(database_url)
+    held = blocker.transaction()
+    await held.start()
+    await blocker.execute("lock table fullpass.llm_calls in access exclusive mode")
+    paid = asyncio.create_task(record(ledger, "paid"))
+    await asyncio.sleep(0)
+    paid.cancel()
+    await asyncio.wait({paid})
+    settled = asyncio.create_task(ledger.settle())
+    assert not (await asyncio.wait({settled}, timeout=0.3))[0]  # a deadline that must pass
+    await held.rollback()
+    await blocker.close()
+    await settled
+    assert await pool.fetchval("select count(*) from fullpass.llm_calls") == 1
+    await ledger.settle()
+
+
 async def test_what_comes_at_the_same_moment_goes_in_one_transaction(pool: Pool) -> None:
     ledger = Ledger(pool)
     keys = [f"key {n}" for n in range(30)]
