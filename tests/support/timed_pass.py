@@ -96,12 +96,20 @@ class TimedPass:
     told: list[Told]
 
     def check(self) -> None:
-        """Assert that from a tenth on the time left was right, and that words and bar agree."""
+        """Assert that from a tenth on the time left was right, and that words and bar agree.
+
+        Waits are drawn by chance, those of the last long calls too: one moment of twenty may be
+        off by more, none by a seventh of the whole pass.
+        """
         late = [one for one in self.told if one.at >= 0.1]
         assert len(late) > 50
         wrong = [one for one in late if not one.within_30_percent]
-        assert not wrong, (self.took_seconds, wrong[:: max(1, len(wrong) // 8)], late[::12])
+        told = (self.took_seconds, wrong[:: max(1, len(wrong) // 8)], late[::12])
+        assert len(wrong) <= 0.05 * len(late), told
         for one in late:
+            assert one.seconds is not None
+            most = max(0.3 * one.true_seconds, self.took_seconds / 7)
+            assert abs(one.seconds - one.true_seconds) <= most, told
             assert one.stage is not None
             assert one.stage.endswith("less than a minute left"), one
         percents = [one.percent for one in self.told if one.percent is not None]
