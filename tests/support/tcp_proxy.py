@@ -14,6 +14,7 @@ import asyncio
 import socket
 import struct
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit, urlunsplit
 
@@ -103,7 +104,8 @@ class TcpProxy:
         for writer in list(self._writers):
             link: socket.socket | None = writer.get_extra_info("socket")
             if link is not None:
-                link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST)
+                with suppress(OSError):  # it was closed meanwhile
+                    link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST)
             writer.transport.abort()
 
     def _run(self) -> None:
