@@ -6,12 +6,14 @@ what follows from a look is `batches.py`. Checked against anthropic 2.12 on 2026
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from daemon.errors import BadCall, CallError, CallFailed
 from daemon.llm.messages_api import MessagesProvider
 from daemon.llm.request import Reply
+from daemon.llm.wire import holdable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -28,6 +30,10 @@ ItemState = Literal["succeeded", "errored", "canceled", "expired"]
 _TIMEOUT_SECONDS = 120.0
 """For making a batch (megabytes of body) and for each silence in a stream of results."""
 _MOST_LISTED = 1_000
+_LINES_A_REQUEST = 2
+"""Servers may tell a result twice; a stream of many more lines than that need have no end."""
+_OF_OURS = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""What a custom id may be (vendor's documentation, 2026-11-22): any other was never sent."""
 _DAY_SECONDS = 86_400.0
 
 
@@ -102,7 +108,7 @@ class BatchApi:
                 timeout=_TIMEOUT_SECONDS,
             )
         except self._sdk.APIError as error:
-            meaning = self._meant(error)
+            meaning = self._meant(error, "\n".join(request.text for _, request in requests))
             # The server's own refusal is certain; silence, a broken reply or its inner trouble not.
             status = getattr(error, "status_code", 0)
             if status in range(400, 500) and status != 408:
@@ -156,18 +162,24 @@ class BatchApi:
         except ValueError as error:
             raise CallFailed("the server's reply broke off") from error
 
-    async def results(self, batch_id: str, model_id: str) -> AsyncGenerator[Item, None]:
+    async def results(
+        self, batch_id: str, model_id: str, *, requests: int
+    ) -> AsyncGenerator[Item, None]:
         """Yield an ended batch's results one by one, in whatever order they come.
 
-        Holds one line at a time. Raises CallFailed where the stream breaks; what came before it
-        has been yielded.
+        Holds one line at a time. Raises CallFailed where the stream breaks, or goes on far beyond
+        what so many requests can bring; what came before that has been yielded.
         """
         import httpx2  # noqa: PLC0415 - comes with the SDK, which is imported late
 
         lines: Any = None
         try:
             lines = await self._batches.results(batch_id, timeout=_TIMEOUT_SECONDS)
+            count = 0
             async for line in lines:
+                count += 1
+                if count > _LINES_A_REQUEST * requests:
+                    raise CallFailed("they are more than were asked for")
                 item = self._item(line, model_id)
                 if item is not None:
                     yield item
@@ -178,16 +190,17 @@ class BatchApi:
             RecursionError,
         ) as error:  # fmt: skip
             # What breaks while a body streams in comes as it is, not as the SDK's own error.
-            raise CallFailed(f"the results broke off ({type(error).__name__})") from error
+            told = error if isinstance(error, CallError) else type(error).__name__
+            raise CallFailed(f"the results broke off ({told})") from error
         finally:
             if lines is not None and hasattr(lines, "http_response"):
                 await lines.http_response.aclose()
 
-    def _meant(self, error: anthropic.APIError) -> Exception:
+    def _meant(self, error: anthropic.APIError, asked: str = "") -> Exception:
         status = getattr(error, "status_code", 0)
         if status in {404, 405, 501}:
             return NoBatches("the LLM server has no message batches")
-        meaning = self._provider.meaning(error, "")
+        meaning = self._provider.meaning(error, "", asked)
         # Nothing of one input is told of here: an answer in no known shape is trouble in passing.
         return meaning if not isinstance(meaning, CallError) or isinstance(
             meaning, CallFailed | BadCall
@@ -214,7 +227,9 @@ class BatchApi:
         custom_id = getattr(line, "custom_id", None)
         result = getattr(line, "result", None)
         kind = getattr(result, "type", None)
-        if not isinstance(custom_id, str) or kind not in get_args(ItemState):
+        if not isinstance(custom_id, str) or not _OF_OURS.fullmatch(custom_id):
+            return None
+        if kind not in get_args(ItemState):
             return None
         if kind == "succeeded":
             message = getattr(result, "message", None)
@@ -227,7 +242,7 @@ class BatchApi:
             return Item(custom_id, "succeeded", reply)
         told = getattr(getattr(getattr(result, "error", None), "error", None), "type", None)
         return Item(
-            custom_id, cast("ItemState", kind), error=None if told is None else str(told)[:100]
+            custom_id, cast("ItemState", kind), error=None if told is None else holdable(told)
         )
 
 
