@@ -33,7 +33,8 @@ async def test_while_no_receipt_can_be_written_no_more_calls_are_unknown_than_ma
     blocker = await asyncpg.connect(database_url)
     with AnthropicServer() as server:
         limiter = CallLimiter(ceiling=CEILING, allowed=lambda _bytes: CEILING)
-        caller = Caller(provider_at(server.url), Ledger(pool), limiter)
+        provider = provider_at(server.url)
+        caller = Caller(provider, Ledger(pool), limiter)
         held = blocker.transaction()
         await held.start()
         await blocker.execute("lock table fullpass.llm_calls in share mode")
@@ -46,5 +47,6 @@ async def test_while_no_receipt_can_be_written_no_more_calls_are_unknown_than_ma
         await held.rollback()
         assert len(await asking) == 3 * CEILING
         assert limiter.in_flight == 0
+        await provider.aclose()
     await blocker.close()
     await pool.close()
