@@ -6,6 +6,7 @@ what follows from a look is `batches.py`. Checked against anthropic 2.12 on 2026
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -16,7 +17,7 @@ from daemon.llm.request import Reply
 from daemon.llm.wire import holdable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Sequence
     from datetime import datetime
     from decimal import Decimal
 
@@ -100,12 +101,14 @@ class BatchApi:
         Systemic when it surely does not.
         """
         try:
-            made: object = await self._batches.create(
-                requests=[
-                    {"custom_id": key, "params": self._provider.parameters(r)}
-                    for key, r in requests
-                ],
-                timeout=_TIMEOUT_SECONDS,
+            made = await _answer(
+                self._batches.create(
+                    requests=[
+                        {"custom_id": key, "params": self._provider.parameters(r)}
+                        for key, r in requests
+                    ],
+                    timeout=_TIMEOUT_SECONDS,
+                )
             )
         except self._sdk.APIError as error:
             meaning = self._meant(error, "\n".join(request.text for _, request in requests))
@@ -114,7 +117,7 @@ class BatchApi:
             if status in range(400, 500) and status != 408:
                 raise meaning from error
             raise PerhapsMade(str(meaning)) from error
-        except ValueError as error:
+        except (ValueError, TimeoutError) as error:
             raise PerhapsMade("the server's reply broke off") from error
         return self._remote(made) or self._nonsense()
 
@@ -124,12 +127,12 @@ class BatchApi:
     async def retrieve(self, batch_id: str) -> Remote | None:
         """Look at a batch; None when this account has none of that id."""
         try:
-            found: object = await self._batches.retrieve(batch_id, timeout=_TIMEOUT_SECONDS)
+            found = await _answer(self._batches.retrieve(batch_id, timeout=_TIMEOUT_SECONDS))
         except self._sdk.NotFoundError:
             return None
         except self._sdk.APIError as error:
             raise self._meant(error) from error
-        except ValueError as error:
+        except (ValueError, TimeoutError) as error:
             raise CallFailed("the server's reply broke off") from error
         remote = self._remote(found)
         if remote is None:
@@ -154,12 +157,12 @@ class BatchApi:
     async def cancel(self, batch_id: str) -> None:
         """Ask a batch to end early; one that has ended, or is not there, needs no asking."""
         try:
-            await self._batches.cancel(batch_id, timeout=_TIMEOUT_SECONDS)
+            await _answer(self._batches.cancel(batch_id, timeout=_TIMEOUT_SECONDS))
         except (self._sdk.NotFoundError, self._sdk.BadRequestError, self._sdk.ConflictError):
             return
         except self._sdk.APIError as error:
             raise self._meant(error) from error
-        except ValueError as error:
+        except (ValueError, TimeoutError) as error:
             raise CallFailed("the server's reply broke off") from error
 
     async def results(
@@ -244,6 +247,12 @@ class BatchApi:
         return Item(
             custom_id, cast("ItemState", kind), error=None if told is None else holdable(told)
         )
+
+
+async def _answer(call: Awaitable[object]) -> object:
+    """Wait for an answer; the SDK's own time-outs are for each read, and one may trickle."""
+    async with asyncio.timeout(_TIMEOUT_SECONDS):
+        return await call
 
 
 def batch_api_of(provider: Provider) -> BatchApi | None:

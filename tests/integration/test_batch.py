@@ -255,8 +255,9 @@ async def test_a_limit_on_cost_holds_before_a_batch_is_made(
         assert await noted(db, server)
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["usage told", "usage not told"])
 async def test_thinking_that_is_paid_as_output_takes_no_batch_past_the_limit(
-    db: Any, database_url: str, tmp_path: Path
+    db: Any, database_url: str, tmp_path: Path, *, told: bool
 ) -> None:
     export = planted_export(conversations=8, filler_words=60)
     user = uuid.uuid4()
@@ -268,11 +269,14 @@ async def test_thinking_that_is_paid_as_output_takes_no_batch_past_the_limit(
     await insert_job(db, export.write(tmp_path / "c.json"), user)
     limit = Decimal("0.006")
     with AnthropicServer(truth=export.truth) as server:
-        server.behave(thinking_tokens=7_000)
+        server.behave(thinking_tokens=7_000, faults={} if told else {"no_usage": 1.0})
         await work_once(database_url, server.url, max_cost_usd_per_job=float(limit), **BATCH)
         assert server.batches.made
         assert limit / 2 < paid(server) <= limit
-        assert await noted(db, server)
+        if told:
+            assert await noted(db, server)
+        else:
+            assert await db.fetchval("select sum(cost_usd) from fullpass.llm_calls") is None
 
 
 async def test_what_is_paid_at_once_leaves_a_batch_that_is_out_its_money(

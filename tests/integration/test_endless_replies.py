@@ -15,8 +15,8 @@ import pytest
 
 from daemon.database import open_pool
 from daemon.errors import CallFailed, UselessReply
-from daemon.llm import reply_size
-from daemon.llm.batch_api import batch_api_of
+from daemon.llm import batch_api, reply_size
+from daemon.llm.batch_api import PerhapsMade, batch_api_of
 from daemon.llm.caller import Caller, Scope
 from daemon.llm.ledger import Ledger
 from daemon.llm.limiter import CallLimiter
@@ -50,6 +50,7 @@ class Endless:
         self.endless = True
         self.before = b""
         """Of the body, once."""
+        self.pause_seconds = 0.0
         self.sent_bytes = 0
         self.visits = 0
         self.batch = b""
@@ -69,6 +70,8 @@ class Endless:
                 writer.write(self.body)
                 self.sent_bytes += len(self.body)
                 await writer.drain()
+                if self.pause_seconds:
+                    await asyncio.sleep(self.pause_seconds)  # a trickle
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
@@ -202,6 +205,24 @@ async def test_results_that_never_end_are_read_no_further_than_their_requests_go
                 async for item in api.results("msgbatch_1", "claude-haiku-5-5", requests=50):
                     items.append(item)  # noqa: PERF401 - what came before the end counts
         assert len(items) == (0 if line == b"{}\n" else 100)
+
+
+async def test_word_of_a_batch_that_trickles_is_waited_for_no_longer_than_a_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch_api, "_TIMEOUT_SECONDS", 0.3)
+    async with endless() as (server, provider):
+        api = batch_api_of(provider)
+        assert api is not None
+        server.body = b" " * 100  # far more often than a silence lasts, and far too little
+        server.pause_seconds = 0.05
+        for asked, raises in (
+            (api.retrieve("msgbatch_1"), CallFailed),
+            (api.cancel("msgbatch_1"), CallFailed),
+            (api.create([("k", request())]), PerhapsMade),
+        ):
+            with pytest.raises(raises, match="broke off"):
+                await asyncio.wait_for(asked, 10)
 
 
 async def test_a_useless_reply_after_its_person_was_erased_leaves_no_key(database_url: str) -> None:
