@@ -302,5 +302,5 @@ async def _parsed(raw: Any) -> object:
         message: object = await raw.parse()
     except (ValueError, RecursionError) as error:
         # Cut off, perhaps within a letter; damaged on its way; nested or numbered beyond reason.
-        raise CallFailed("the server's reply broke off") from error
+        raise CallFailed("the server's reply broke off", perhaps_paid=True) from error
     return message

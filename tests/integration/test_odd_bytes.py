@@ -116,8 +116,14 @@ async def asked(
 async def test_a_reply_that_cannot_be_decoded_is_asked_again_and_ends_no_attempt(
     database_url: str, body: bytes
 ) -> None:
-    with pytest.raises(Wait, match="broke off"):
-        await ask(database_url, body, {})
+    calls, receipts, error = await asked(database_url, body)
+    assert isinstance(error, Wait)
+    assert "broke off" in str(error)
+    # It came to its end and may have been paid: a receipt of unknown cost for each, which serves
+    # nobody. The first call, its repetition, and the probe that tells input from server.
+    assert calls == len(receipts) == 3
+    assert {(r["usable"], r["cost_usd"]) for r in receipts} == {(False, None)}
+    assert len({r["call_key"] for r in receipts}) == 3
 
 
 @pytest.mark.parametrize(
