@@ -36,6 +36,8 @@ _log = get_logger()
 _SYSTEMIC_PAUSE_SECONDS = 60.0
 _MODEL_SETTINGS = "EXTRACTION_MODEL, MEMORY_MODEL, SECTIONS_MODEL"
 _LONGEST_SAID = 200
+_MOST_SAID = 5_000
+"""Of an error's words, as far as they are looked at."""
 _ECHO_CHARACTERS = 16
 """So many of a request's characters in a row, in a server's words, are the request's own words."""
 _STATUSES = {
@@ -124,7 +126,7 @@ class MessagesProvider:
             except self.sdk.APIStatusError as error:
                 feature = None
                 if error.status_code in {400, 422}:
-                    feature = refused_feature(_all_said(error), arguments)
+                    feature = refused_feature(_all_said(error, request.text), arguments)
                 if feature is None:
                     raise self.meaning(error, model.id, request.text) from error
                 # Nothing was answered, so nothing was paid: ask the next way, from now on.
@@ -266,17 +268,38 @@ def _said(error: anthropic.APIStatusError, asked: str) -> str:
     if not message:
         return type(error).__name__
     kind = inner.get("type") or inner.get("status")
-    said = (f"{kind}: {message}" if kind else str(message))[:_LONGEST_SAID]
-    runs = (said[n : n + _ECHO_CHARACTERS] for n in range(len(said) - _ECHO_CHARACTERS + 1))
-    return (
-        f"{type(error).__name__}, in words of the request"
-        if any(r in asked for r in runs)
-        else said
+    said = f"{kind}: {message}" if kind else str(message)
+    return _own_words(said[: 2 * _LONGEST_SAID], asked)[:_LONGEST_SAID]
+
+
+def _all_said(error: anthropic.APIStatusError, asked: str) -> str:
+    """Return the whole of an error's body but what it repeats: that decides nothing."""
+    if not error.body:
+        return ""
+    said, echoed = (
+        json.dumps(text, default=str, ensure_ascii=False) for text in (error.body, asked)
     )
+    return _own_words(said, echoed)
 
 
-def _all_said(error: anthropic.APIStatusError) -> str:
-    return json.dumps(error.body, default=str) if error.body else ""
+def _own_words(said: str, asked: str) -> str:
+    """Return a server's words with a mark in the place of those that it was asked."""
+    said = said[:_MOST_SAID]
+    kept: list[str] = []
+    at = 0
+    while at < len(said):
+        end = at + _ECHO_CHARACTERS
+        found = asked.find(said[at:end]) if end <= len(said) else -1
+        if found < 0:
+            kept.append(said[at])
+            at += 1
+            continue
+        same = found + _ECHO_CHARACTERS
+        while end < len(said) and same < len(asked) and said[end] == asked[same]:
+            end, same = end + 1, same + 1
+        kept.append("…")
+        at = end
+    return "".join(kept)
 
 
 def _speaks_of_money(error: anthropic.APIStatusError, status: int) -> bool:
