@@ -38,8 +38,8 @@ _MODEL_SETTINGS = "EXTRACTION_MODEL, MEMORY_MODEL, SECTIONS_MODEL"
 _LONGEST_SAID = 200
 _MOST_SAID = 5_000
 """Of an error's words, as far as they are looked at."""
-_ECHO_CHARACTERS = 16
-"""So many of a request's characters in a row, in a server's words, are the request's own words."""
+_BLOCK_CHARACTERS = 12
+"""So many characters of a server's words that stand in a request are the request's own words."""
 _STATUSES = {
     "invalid_request_error": 400,
     "authentication_error": 401,
@@ -283,23 +283,26 @@ def _all_said(error: anthropic.APIStatusError, asked: str) -> str:
 
 
 def _own_words(said: str, asked: str) -> str:
-    """Return a server's words with a mark in the place of those that it was asked."""
+    """Return a server's words with a mark in the place of those that it was asked.
+
+    Looked for block by block: what was asked may be megabytes, and has any run of twice a block.
+    """
     said = said[:_MOST_SAID]
     kept: list[str] = []
-    at = 0
-    while at < len(said):
-        end = at + _ECHO_CHARACTERS
-        found = asked.find(said[at:end]) if end <= len(said) else -1
+    at = done = 0
+    while (end := at + _BLOCK_CHARACTERS) <= len(said):
+        found = asked.find(said[at:end])
         if found < 0:
-            kept.append(said[at])
-            at += 1
+            at = end
             continue
-        same = found + _ECHO_CHARACTERS
+        before, same = found, found + _BLOCK_CHARACTERS
+        while at > done and before > 0 and said[at - 1] == asked[before - 1]:
+            at, before = at - 1, before - 1
         while end < len(said) and same < len(asked) and said[end] == asked[same]:
             end, same = end + 1, same + 1
-        kept.append("…")
-        at = end
-    return "".join(kept)
+        kept += [said[done:at], "…"]
+        at = done = end
+    return "".join([*kept, said[done:]])
 
 
 def _speaks_of_money(error: anthropic.APIStatusError, status: int) -> bool:
