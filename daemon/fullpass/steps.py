@@ -63,7 +63,7 @@ async def full_pass(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
     except HeldByBatch as error:
         # What the batch leaves of its money pays for this: the pass goes on when it has landed.
         _log.info("batch.holds_money", error=str(error))
-        raise await batch.awaited(work) from error
+        raise await batch.held(work) from error
     if coverage is None:
         raise await batch.awaited(work)
     async with _step(work, "consolidate_facts"):

@@ -174,15 +174,7 @@ class Caller:
                 value = read(_message(reply))
             except UselessReply as error:
                 useless = error
-            await self.ledger.record(
-                request,
-                reply,
-                key=key,
-                user_id=scope.user_id,
-                job_id=scope.job_id,
-                provider=self.provider.name,
-                usable=useless is None,
-            )
+            await self._record(key, scope, request, reply, usable=useless is None)
         if useless is not None:
             raise useless
         return Answer(value, reply)  # type: ignore[arg-type]
@@ -200,9 +192,7 @@ class Caller:
             except UselessReply as error:
                 # Answered, and so perhaps paid, with nothing in it: leave a receipt of that too.
                 self._gate.answered(scope.holder)
-                return Reply(
-                    "", f"{_UNUSABLE}{error}", None, request.model, latency_ms=error.latency_ms
-                )
+                return _unusable(request, error)
             except BadCall:
                 self._gate.answered(scope.holder)
                 raise
@@ -210,6 +200,8 @@ class Caller:
                 self.limiter.restart()
                 raise self._gate.closed_by(error) from error
             except CallFailed as error:
+                if error.perhaps_paid:
+                    await self._record_unread(scope, request, error)
                 # A server that says when to come back is only busy.
                 failed += error.retry_after_seconds is None
                 if failed == request.tries:
@@ -249,11 +241,24 @@ class Caller:
                     reply = await self._call_once(scope, probe, place)
                 except CallError as failed:
                     _log.info("llm.probe_failed", error=str(failed))
+                    if failed.perhaps_paid:
+                        await self._record_unread(scope, probe, failed)
                     return
-                await self.ledger.record(
-                    probe, reply, key=key, user_id=scope.user_id, job_id=scope.job_id,
-                    provider=self.provider.name, usable=True,
-                )  # fmt: skip
+                await self._record(key, scope, probe, reply, usable=True)
+
+    async def _record_unread(self, scope: Scope, request: Request, error: CallError) -> None:
+        """Leave a receipt, under no key that is ever asked, of what may have been paid for."""
+        await self._record(
+            f"unread {uuid4()}", scope, request, _unusable(request, error), usable=False
+        )
+
+    async def _record(
+        self, key: str, scope: Scope, request: Request, reply: Reply, *, usable: bool
+    ) -> None:
+        await self.ledger.record(
+            request, reply, key=key, user_id=scope.user_id, job_id=scope.job_id,
+            provider=self.provider.name, usable=usable,
+        )  # fmt: skip
 
     async def _call_once(self, scope: Scope, request: Request, answered: AsyncExitStack) -> Reply:
         def check() -> None:
@@ -278,6 +283,7 @@ class Caller:
                 ) from error
             except CallFailed as error:
                 place.failed(error)
+                error.latency_ms = round((time.monotonic() - began) * 1000)
                 raise
             except UselessReply as error:
                 error.latency_ms = round((time.monotonic() - began) * 1000)
@@ -295,6 +301,11 @@ class Caller:
             self._gate.check()
             scope.holder.check()
             await asyncio.sleep(min(0.5, left))
+
+
+def _unusable(request: Request, error: CallError) -> Reply:
+    """Return what a receipt holds of a reply that nothing can be read from."""
+    return Reply("", f"{_UNUSABLE}{error}", None, request.model, latency_ms=error.latency_ms)
 
 
 def _message(reply: Reply) -> Reply:
