@@ -224,6 +224,7 @@ async def test_inserts_that_commit_late_and_in_any_order_are_all_served(pool: Po
                 users[n % 3],
                 f"exports/{n}",
             )
+            # So that they commit in another order than they were written in.
             await connection.execute("select pg_sleep($1)", (n % 4) / 200)
 
     served = 0

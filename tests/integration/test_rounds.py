@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 import pytest
@@ -18,9 +18,11 @@ from tests.support.pgbouncer import transaction_pooler
 from tests.support.tcp_proxy import TcpProxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
 
     from daemon.database import Pool
+
+T = TypeVar("T")
 
 MODEL = "claude-haiku-5-5"
 USER, JOB = uuid.UUID(int=1), uuid.UUID(int=2)
@@ -46,6 +48,14 @@ async def text_of(ledger: Ledger, key: str, *, patient: bool = False) -> str | N
     return None if found is None or found.reply is None else found.reply.text
 
 
+async def begun(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Return it as a task that is under way."""
+    task = asyncio.create_task(work)
+    # A task begins at the loop's next turn; cancelled before, it never would.
+    await asyncio.sleep(0)
+    return task
+
+
 async def test_a_receipt_whose_caller_was_cancelled_is_waited_for_at_the_end(
     pool: Pool, database_url: str
 ) -> None:
@@ -54,8 +64,7 @@ async def test_a_receipt_whose_caller_was_cancelled_is_waited_for_at_the_end(
     held = blocker.transaction()
     await held.start()
     await blocker.execute("lock table fullpass.llm_calls in access exclusive mode")
-    paid = asyncio.create_task(record(ledger, "paid"))
-    await asyncio.sleep(0)
+    paid = await begun(record(ledger, "paid"))
     paid.cancel()
     await asyncio.wait({paid})
     settled = asyncio.create_task(ledger.settle())
@@ -97,8 +106,7 @@ async def test_a_patient_lookup_goes_with_the_next_receipt_and_never_waits_long(
     pool: Pool,
 ) -> None:
     ledger = Ledger(pool)
-    patient = asyncio.create_task(text_of(ledger, "key", patient=True))
-    await asyncio.sleep(0)
+    patient = await begun(text_of(ledger, "key", patient=True))
     # It was asked before the receipt was there, and sees it: it went along.
     await record(ledger, "key")
     assert await patient == "answer"
@@ -126,8 +134,7 @@ async def test_a_receipt_that_cannot_be_written_harms_no_other(pool: Pool) -> No
 async def test_a_receipt_is_written_though_its_caller_is_cancelled(pool: Pool) -> None:
     landed: list[uuid.UUID] = []
     ledger = Ledger(pool, landed=landed.append)
-    lost = asyncio.create_task(record(ledger, "key"))
-    await asyncio.sleep(0)
+    lost = await begun(record(ledger, "key"))
     lost.cancel()
     with pytest.raises(asyncio.CancelledError):
         await lost
