@@ -234,11 +234,11 @@ async def test_a_redaction_beyond_the_memory_there_is_costs_its_conversation(
     tmp_path: Path,
 ) -> None:
     """Each place of a secret is noted before the text is written anew: here they outweigh it."""
-    keys = "AKIAQ7EXAMPLEZ3TN4XW " * 300_000
-    words = "a pleasant afternoon " * 300_000  # as long, and without a secret: it fits
-    assert len(keys) == len(words)
+    secrets = "s://u:x7q@h " * 300_000
+    words = "a pleasant, " * 300_000  # as long, and without a secret: it fits
+    assert len(secrets) == len(words)
     path = tmp_path / "c.json"
-    path.write_bytes(dump([talk("a"), talk("keys", keys), talk("words", words), talk("b")]))
+    path.write_bytes(dump([talk("a"), talk("secrets", secrets), talk("words", words), talk("b")]))
     reader = ReaderProcess(order(path, memory_bytes=64 * MIB), check=never)
     parts = await parts_of(reader)
     assert [p.conversation_id for p in parts if p.last] == ["a", "words", "b"]
