@@ -28,13 +28,6 @@ MODEL = "claude-haiku-5-5"
 USER, JOB = uuid.UUID(int=1), uuid.UUID(int=2)
 
 
-@pytest.fixture
-async def pool(database_url: str) -> AsyncIterator[Pool]:
-    pool = await open_pool(database_url)
-    yield pool
-    await pool.close()
-
-
 async def record(ledger: Ledger, key: str, *, text: str = "answer", latency_ms: int = 5) -> None:
     asked = Request("extract", "v1", MODEL, "system", "text", {}, 100, 10.0)
     reply = Reply(text, "end_turn", Usage(10, 5), MODEL, latency_ms=latency_ms)
@@ -46,6 +39,17 @@ async def record(ledger: Ledger, key: str, *, text: str = "answer", latency_ms: 
 async def text_of(ledger: Ledger, key: str, *, patient: bool = False) -> str | None:
     found = await ledger.find(key, job_id=JOB, patient=patient)
     return None if found is None or found.reply is None else found.reply.text
+
+
+@pytest.fixture
+async def linked(database_url: str) -> AsyncIterator[tuple[TcpProxy, Ledger]]:
+    """A ledger with a receipt in it, and the link to its database."""
+    with TcpProxy(database_url) as proxy:
+        pool = await open_pool(proxy.url)
+        ledger = Ledger(pool)
+        await record(ledger, "first")
+        yield proxy, ledger
+        await pool.close()
 
 
 async def begun(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -146,42 +150,33 @@ async def test_a_receipt_is_written_though_its_caller_is_cancelled(pool: Pool) -
 
 
 async def test_while_the_database_is_away_lookups_say_so_and_receipts_hold_on(
-    database_url: str, pool: Pool
+    linked: tuple[TcpProxy, Ledger], pool: Pool
 ) -> None:
-    with TcpProxy(database_url) as proxy:
-        through = await open_pool(proxy.url)
-        ledger = Ledger(through)
-        await record(ledger, "first")
-        proxy.retarget("postgresql://127.0.0.1:1/nobody")
-        proxy.reset()
-        receipt = asyncio.create_task(record(ledger, "held"))
-        with pytest.raises(Systemic):
-            await text_of(ledger, "first")
-        assert not receipt.done()
-        proxy.retarget(database_url)
-        await asyncio.wait_for(receipt, 10)
-        assert await text_of(ledger, "first") == "answer"
-        await through.close()
+    proxy, ledger = linked
+    proxy.lose()
+    receipt = asyncio.create_task(record(ledger, "held"))
+    with pytest.raises(Systemic):
+        await text_of(ledger, "first")
+    assert not receipt.done()
+    proxy.find()
+    await asyncio.wait_for(receipt, 10)
+    assert await text_of(ledger, "first") == "answer"
     keys = [r["call_key"] for r in await pool.fetch("select call_key from fullpass.llm_calls")]
     assert sorted(keys) == ["first", "held"]
 
 
 async def test_receipts_whose_answer_was_lost_are_written_once(
-    database_url: str, pool: Pool
+    linked: tuple[TcpProxy, Ledger], pool: Pool
 ) -> None:
-    with TcpProxy(database_url) as proxy:
-        through = await open_pool(proxy.url)
-        ledger = Ledger(through)
-        await record(ledger, "first")
-        proxy.swallow()
-        receipts = asyncio.gather(*(record(ledger, f"key {n}") for n in range(3)))
-        assert await asyncio.to_thread(proxy.swallowed.wait, 5)
-        # They are written, and nobody here knows.
-        assert await pool.fetchval("select count(*) from fullpass.llm_calls") == 4
-        proxy.reset()
-        await asyncio.wait_for(receipts, 10)
-        assert (await ledger.spent(JOB)).calls == 4
-        await through.close()
+    proxy, ledger = linked
+    proxy.swallow()
+    receipts = asyncio.gather(*(record(ledger, f"key {n}") for n in range(3)))
+    assert await asyncio.to_thread(proxy.swallowed.wait, 5)
+    # They are written, and nobody here knows.
+    assert await pool.fetchval("select count(*) from fullpass.llm_calls") == 4
+    proxy.reset()
+    await asyncio.wait_for(receipts, 10)
+    assert (await ledger.spent(JOB)).calls == 4
 
 
 async def test_many_ledgers_work_through_a_transaction_pooler(database_url: str) -> None:
