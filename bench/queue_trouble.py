@@ -9,7 +9,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from bench.queue_metrics import Metric
+from bench.metrics import Metric
 from daemon.database import open_pool
 from daemon.queue import jobs
 from tests.support.queue_checks import queue_at
