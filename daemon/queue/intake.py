@@ -75,7 +75,7 @@ class Intake:
     async def claim(self, pool: Pool, *, room: int) -> list[Job]:
         """Claim due jobs, at most as many as there is room for."""
         settings = self._settings
-        return await jobs.claim_many(
+        return await jobs.claim(
             pool,
             limit=room,
             worker_id=self._worker_id,

@@ -41,7 +41,8 @@ async def insert(pool: Pool, user: uuid.UUID, count: int = 1, **columns: Any) ->
 
 
 async def claim(pool: Pool, worker: str = "w", **options: Any) -> Job | None:
-    return await jobs.claim(pool, worker_id=worker, lease_seconds=60.0, version="t", **options)
+    claimed = await jobs.claim(pool, worker_id=worker, lease_seconds=60.0, version="t", **options)
+    return claimed[0] if claimed else None
 
 
 async def finish(pool: Pool, job: Job) -> None:
