@@ -39,7 +39,7 @@ import msgspec
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.bench_queue import control, migrated
-from bench.queue_metrics import Metric, percentile
+from bench.metrics import Metric, percentile
 from bench.queue_server import Server, embedded_server
 from bench.scale_counts import Left, Look
 from daemon.logs import configure_logs

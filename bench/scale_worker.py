@@ -41,11 +41,11 @@ async def work(calls: int, milliseconds: float, claims: Path) -> None:
     settings = load_settings()
     assert settings.database_url is not None
     took: list[float] = []
-    claim_many = jobs.claim_many
+    claim = jobs.claim
 
     async def timed(*arguments: Any, **options: Any) -> list[jobs.Job]:
         started = time.perf_counter()
-        found = await claim_many(*arguments, **options)
+        found = await claim(*arguments, **options)
         if found:
             took.append(1000 * (time.perf_counter() - started))
         return found
@@ -63,7 +63,7 @@ async def work(calls: int, milliseconds: float, claims: Path) -> None:
                 )
         return {}, {"cost_usd": 0.0, "calls": calls}
 
-    jobs.claim_many = timed
+    jobs.claim = timed
     await Worker(settings, settings.database_url, run_pass=simulated).run()
     claims.write_text("".join(f"{ms:.3f}\n" for ms in took), encoding="utf-8")
 

@@ -214,6 +214,7 @@ class ReadyStatement:
         try:
             value = await kept.statement.fetchval(*arguments)
         except BaseException:
+            # Whatever it was, a cancellation too: its connection goes back, and it is the caller's.
             await self._pool.release(kept.connection)
             raise
         others = self._pool.get_max_size() - self._pool.get_size() + self._pool.get_idle_size()
@@ -229,7 +230,7 @@ class ReadyStatement:
         connection = await self._pool.acquire()
         try:
             return _Kept(connection, await connection.prepare(self._query))
-        except BaseException:
+        except BaseException:  # as above: given back, and raised again
             await self._pool.release(connection)
             raise
 

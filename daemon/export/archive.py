@@ -81,7 +81,7 @@ class Archive:
             raise BadExport(f"{self._name}: cannot be opened ({reason}); check the path") from None
         try:
             self._open()
-        except BaseException:
+        except BaseException:  # nobody gets to __exit__, which would close it
             self._file.close()
             raise
         return self

@@ -97,6 +97,7 @@ class Batches:
         except PerhapsMade:
             raise
         except Exception as error:
+            # Refused: its requests must be free for the next batch before the caller hears of it.
             self.missing = self.missing or isinstance(error, NoBatches)
             await self.rows.close(batch, "never sent")
             raise

@@ -201,7 +201,7 @@ class CallLimiter:
         self._admit()
         try:
             return await one.admitted
-        except BaseException:
+        except BaseException:  # above all a cancellation: nobody's place must stay taken
             self._give_up(one)
             raise
 

@@ -117,7 +117,7 @@ class Endings:
                 await asyncio.sleep(backoff.next_seconds())
             except LeaseLost:
                 ending = self._excuser(work)
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:  # noqa: BLE001 - logged, and told as the job's ending
                 # Not trouble: what is written here is refused (a trigger, a constraint, a text).
                 _log.exception("job.ending_refused", step=work.step)
                 if refused:

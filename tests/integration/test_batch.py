@@ -279,18 +279,23 @@ async def test_thinking_that_is_paid_as_output_takes_no_batch_past_the_limit(
             assert await db.fetchval("select sum(cost_usd) from fullpass.llm_calls") is None
 
 
-async def test_what_is_paid_at_once_leaves_a_batch_that_is_out_its_money(
-    db: Any, database_url: str, tmp_path: Path
-) -> None:
-    # One window is read at once for a first MEMORY, whose own call may cost four cents.
-    export = planted_export(conversations=12, filler_words=60)
-    job = await insert_job(db, export.write(tmp_path / "c.json"), uuid.uuid4())
-    limit = Decimal("0.06")
-    money: dict[str, Any] = {
-        "max_cost_usd_per_job": float(limit),
+def at_most(usd: float) -> dict[str, Any]:
+    """A limit on a job, and a model for MEMORY whose one call may cost four cents of it."""
+    return {
+        "max_cost_usd_per_job": usd,
         "model_capabilities": {"sonnet-5.5": {"input_usd": 0.1, "output_usd": 2}},
         "memory_model": "sonnet-5.5",
     }
+
+
+async def test_what_is_paid_at_once_leaves_a_batch_that_is_out_its_money(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    # One window is read at once for a first MEMORY.
+    export = planted_export(conversations=12, filler_words=60)
+    job = await insert_job(db, export.write(tmp_path / "c.json"), uuid.uuid4())
+    limit = Decimal("0.06")
+    money = at_most(float(limit))
     with AnthropicServer(truth=export.truth) as server:
         server.behave(batch_seconds=3600.0)
         tally = await work_once(database_url, server.url, **ONE_LOOK, **money)
@@ -324,14 +329,9 @@ async def test_a_provider_without_batches_waits_for_none_and_says_what_is_set_as
 ) -> None:
     export = planted_export(conversations=12, filler_words=60)
     job = await insert_job(db, export.write(tmp_path / "c.json"), uuid.uuid4())
-    money: dict[str, Any] = {
-        "max_cost_usd_per_job": 0.06,
-        "model_capabilities": {"sonnet-5.5": {"input_usd": 0.1, "output_usd": 2}},
-        "memory_model": "sonnet-5.5",
-    }
     with AnthropicServer(truth=export.truth) as server:
         server.behave(batch_seconds=3600.0)
-        tally = await work_once(database_url, server.url, **ONE_LOOK, **money)
+        tally = await work_once(database_url, server.url, **ONE_LOOK, **at_most(0.06))
         assert tally.left
     await look_now(db, job)
     with CloudServer(truth=export.truth) as cloud:
@@ -345,13 +345,12 @@ async def test_a_provider_without_batches_waits_for_none_and_says_what_is_set_as
             "anthropic_bedrock_base_url": cloud.url,
             "anthropic_bedrock_mantle_base_url": f"{cloud.url}/anthropic",
         }
-        money["max_cost_usd_per_job"] = limit
-        tally = await work_once(database_url, cloud.url, **{**ONE_LOOK, **money, **bedrock})
+        again = {**ONE_LOOK, **bedrock, **at_most(limit)}
+        tally = await work_once(database_url, cloud.url, **again)
         assert f"MAX_COST_USD_PER_JOB ({limit:g})" in tally.failed[job]
         assert "spent or set aside" in tally.failed[job]
-        money["max_cost_usd_per_job"] = 1.0
         await db.fetchval("select fullpass.retry($1)", job)
-        tally = await work_once(database_url, cloud.url, **{**ONE_LOOK, **money, **bedrock})
+        tally = await work_once(database_url, cloud.url, **{**again, **at_most(1.0)})
         assert tally.completed == [job]
 
 

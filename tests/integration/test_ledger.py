@@ -7,9 +7,6 @@ import uuid
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-import pytest
-
-from daemon.database import open_pool
 from daemon.llm.budget import Budget
 from daemon.llm.ledger import Ledger, Spent
 from daemon.llm.pricing import Models
@@ -17,19 +14,10 @@ from daemon.llm.request import Reply, Request, Usage
 from daemon.queue.housekeeping import keep_house, prune
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from daemon.database import Pool
 
 MODEL = "claude-haiku-5-5"
 USER = uuid.UUID(int=1)
-
-
-@pytest.fixture
-async def pool(database_url: str) -> AsyncIterator[Pool]:
-    pool = await open_pool(database_url)
-    yield pool
-    await pool.close()
 
 
 def request(text: str) -> Request:

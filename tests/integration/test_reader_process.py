@@ -229,6 +229,24 @@ async def test_a_message_beyond_the_memory_there_is_costs_its_conversation(tmp_p
     assert 0 < reader.peak_rss_bytes < 160 * MIB
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="no limit of memory to be had here")
+async def test_a_redaction_beyond_the_memory_there_is_costs_its_conversation(
+    tmp_path: Path,
+) -> None:
+    """Each place of a secret is noted before the text is written anew: here they outweigh it."""
+    secrets = "s://u:x7q@h " * 300_000
+    words = "a pleasant, " * 300_000  # as long, and without a secret: it fits
+    assert len(secrets) == len(words)
+    path = tmp_path / "c.json"
+    path.write_bytes(dump([talk("a"), talk("secrets", secrets), talk("words", words), talk("b")]))
+    reader = ReaderProcess(order(path, memory_bytes=64 * MIB), check=never)
+    parts = await parts_of(reader)
+    assert [p.conversation_id for p in parts if p.last] == ["a", "words", "b"]
+    assert reader.report is not None
+    assert reader.report.damages == ["export.json, item 2: needs more memory than there is"]
+    assert reader.report.conversations == 3
+
+
 def answers(content: bytes, folder: Path, **changes: Any) -> list[Answer]:
     """What a reading process would send, without the process: for many damages."""
     path = folder / "export"
