@@ -127,6 +127,16 @@ class Outbox:
                 "select fullpass.note_told_stop($1, $2)", json.dumps(data), seconds_ago
             )
 
+    async def went_on(self, *, within_seconds: float) -> bool:
+        """Whether any worker's job showed, so lately, that work goes on after a stop."""
+        with database_errors():
+            resumed: bool = await self._pool.fetchval(
+                "select exists (select from fullpass.outbox where about = 'work' "
+                "and event = 'resumed' and at > clock_timestamp() - make_interval(secs => $1))",
+                within_seconds,
+            )
+        return resumed
+
     async def look_for_stuck(self) -> None:
         """Write an alert when jobs are stuck, at most one an hour among all workers."""
         with database_errors():
