@@ -80,6 +80,13 @@ class Look:
             )
         )
 
+    async def trouble(self) -> str | None:
+        """Say what jobs that wait or run met."""
+        return await self._meter.ask(
+            "select max(error_message) from processing_jobs "
+            "where status in ('pending', 'processing')"
+        )
+
     async def left(self) -> Left:
         """Say what was written since."""
         wal_bytes = await self._meter.ask(
