@@ -149,7 +149,7 @@ def _clock(database_now: datetime, here: float) -> Finding:
     told += "the database's"
     remedy = "set this machine's clock (NTP); leases go by the database's and are not affected"
     if abs(skew) > _SKEW_MENDED_SECONDS:
-        return mend("clock", told, f"{remedy}, but signed requests and log times are")
+        return mend("clock", told, f"{remedy}, but log times and signed requests to a cloud are")
     return note("clock", told, remedy) if abs(skew) > _SKEW_NOTED_SECONDS else ok("clock", told)
 
 
