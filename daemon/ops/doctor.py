@@ -288,7 +288,8 @@ async def _check_listen(settings: Settings, url: str) -> Finding:
         connection = await connect(at, command_timeout_seconds=_LISTEN_TIMEOUT_SECONDS)
     except FullpassError as error:
         name = "DATABASE_LISTEN_URL" if settings.database_listen_url else "DATABASE_URL"
-        return mend("listen", masked(str(error)), f"correct {name}")
+        told = masked(str(error)).removeprefix("DATABASE_URL: ")
+        return mend("listen", told, f"correct {name}")
     try:
         with database_errors():
             await connection.add_listener(channel, lambda *_: heard.set())

@@ -283,6 +283,11 @@ async def test_a_transaction_pooler_is_noticed_and_what_it_costs(
             setup, database_url=pooled, database_listen_url="postgresql://127.0.0.1:1/none"
         )
         assert to_mend(wrong) == {"listen"}
+        refused = await examined(
+            setup, database_url=pooled, database_listen_url=database_url + "_not"
+        )
+        assert refused["listen"].remedy == "correct DATABASE_LISTEN_URL"
+        assert "DATABASE_URL" not in refused["listen"].told
 
 
 @pytest.mark.parametrize(
