@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["STEPS", "full_pass"]
 
 _log = get_logger()
+_LAST_WORD_SECONDS = 1.0
 
 
 async def full_pass(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -157,7 +158,12 @@ async def _time_told(work: Pass) -> AsyncIterator[None]:
         yield
     finally:
         over.set()
-        await telling
+        try:
+            await asyncio.wait({telling}, timeout=_LAST_WORD_SECONDS)
+        finally:
+            telling.cancel()  # a word that the database does not take holds up no end of a step
+        if telling.done():
+            telling.result()
 
 
 async def _note(work: Pass, event: str, step: Step, data: dict[str, Any] | None) -> None:

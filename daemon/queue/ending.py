@@ -104,6 +104,12 @@ class Endings:
 
     async def _write(self, work: Work, ending: Callable[[], Awaitable[None]]) -> None:
         """Write an ending, for as long as the database keeps us from it."""
+        try:
+            await self._written(work, ending)
+        finally:
+            self._waits(None)
+
+    async def _written(self, work: Work, ending: Callable[[], Awaitable[None]]) -> None:
         backoff = Backoff(longest_seconds=5.0)
         refused = False
         while True:
@@ -125,7 +131,6 @@ class Endings:
                 refused = True
                 ending = self._refusal(work, error)
             else:
-                self._waits(None)
                 return
 
     def _refusal(self, work: Work, error: Exception) -> Callable[[], Awaitable[None]]:
