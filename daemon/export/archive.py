@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _CONVERSATIONS = re.compile(r"conversations(?:-(\d{1,9}))?\.json", re.IGNORECASE)
 _MEMORIES = re.compile(r"(?:.*/)?memories(?:(?:-\d{1,9})?|/[^/]+)\.json", re.IGNORECASE)
 _PROJECTS = re.compile(r"(?:.*/)?projects(?:(?:-\d{1,9})?|/[^/]+)\.json", re.IGNORECASE)
+_DESIGNS = re.compile(r"(?:.*/)?design_chats(?:(?:-\d{1,9})?|/[^/]+)\.json", re.IGNORECASE)
 _READABLE = (".json", ".html", ".htm")
 _COMPANIONS = frozenset(
     {
@@ -159,9 +160,14 @@ class Archive:
             raise BadExport(f"{self._name}: {shown(member)} {reason}")
         self.problems += refused
         if not self.members:
+            inner = _inner_zip(files)
             raise BadExport(
-                f"{self._name}: the zip holds {_inventory(files)} but no conversations; "
-                "upload the zip that the chat app sent, unchanged"
+                f"{self._name}: the zip holds {_inventory(files)} but no conversations; upload "
+                + (
+                    f"{shown(inner)} out of it"
+                    if inner
+                    else "the zip that the chat app sent, unchanged"
+                )
             )
         declared = sum(member.entry.size for member in self.members if member.entry is not None)
         if declared > self._limits.decompressed_bytes:
@@ -185,6 +191,8 @@ class Archive:
                 memories.append(entry)
             elif _PROJECTS.fullmatch(str(path)):
                 self.ignored["project documents"] = self.ignored.get("project documents", 0) + 1
+            elif _DESIGNS.fullmatch(str(path)):
+                self.ignored["design chats"] = self.ignored.get("design chats", 0) + 1
             elif path.suffix.lower() in _READABLE and path.name.lower() not in _COMPANIONS:
                 rest.append(entry)
         shards.sort(key=lambda shard: shard[:2])
@@ -221,6 +229,12 @@ class Archive:
 def _is_litter(name: str) -> bool:
     parts = name.replace("\\", "/").split("/")
     return "__MACOSX" in parts or parts[-1].startswith("._")
+
+
+def _inner_zip(files: list[zipfiles.Entry]) -> str:
+    """Name the zip inside that most likely holds the conversations; "" where there is none."""
+    zips = [entry.name for entry in files if entry.name.lower().endswith(".zip")]
+    return next((name for name in zips if "conversation" in name.lower()), "".join(zips[:1]))
 
 
 def _inventory(files: list[zipfiles.Entry]) -> str:

@@ -28,7 +28,7 @@ from daemon.export.conversation import Conversation, ReadReport
 from daemon.export.large import Readers, read_large
 from daemon.export.redact import redact_each
 from daemon.export.scanner import ObjectScanner
-from daemon.export.spool import SpooledMessages, collected
+from daemon.export.spool import Room, SpooledMessages, collected, nobody
 from daemon.export.streams import Limits
 from daemon.export.values import DecodeError, decode
 
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 _CONTEXT_ROLES = frozenset({"instructions", "memory"})
 _KEY_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,30}")
 _ERROR_KEYS = ("message", "error", "detail", "error_description")
+_NUMBERED = re.compile(
+    r"conversations-\d{3,}(?:[ _]?\(\d+\))?\.(?:json|zip)(?:\.gz)?", re.IGNORECASE
+)
 _UPLOAD = "upload the zip that the chat app sent, or its conversations.json"
 
 
@@ -54,7 +57,9 @@ class ExportReader:
     `name` is what messages call the file (its storage path, say). `file_type` is what the app
     believes the file to be; the content decides. `folder` is where a conversation too large to be
     held may wait (the system's temporary one by default). `on_read` is called at each piece of the
-    file. Raises BadExport when nothing can be read.
+    file, and of long work on one. With `tell_forgotten`, a conversation that the person asked not
+    to be remembered comes too, without messages, so that what is stored of it can go. Raises
+    BadExport when nothing can be read.
     """
 
     def __init__(
@@ -66,16 +71,19 @@ class ExportReader:
         limits: Limits | None = None,
         folder: Path | None = None,
         on_read: Callable[[], None] | None = None,
+        tell_forgotten: bool = False,
     ) -> None:
         self._path = path
-        self._folder = folder
-        self._on_read = on_read
+        self._on_read = on_read or nobody
+        self._room = Room(folder, self._on_read)
         self._name = shown(name or path.name)
         self._file_type = file_type
         self._limits = limits or Limits()
-        self.report = ReadReport()
+        self.report = ReadReport(part=_NUMBERED.fullmatch(self._base_name()) is not None)
         self._readers = Readers(self.report)
         self._latest: dict[int, float] = {}
+        self._tell_forgotten = tell_forgotten
+        self._forgotten: set[int] = set()
         self._archive: Archive | None = None
         self._closed = True
         self._met = 0
@@ -210,7 +218,7 @@ class ExportReader:
         """Read an object too large to be held, member by member; raises DecodeError."""
         known = self.report.source
         source, found = read_large(
-            scanner, self._readers, known, here, limits=self._limits, folder=self._folder
+            scanner, self._readers, known, here, limits=self._limits, room=self._room
         )
         self.report.source = source
         return found
@@ -236,14 +244,21 @@ class ExportReader:
         """Redact, make message ids unique, drop what was met in a newer state, and count."""
         report = self.report
         for conversation in found:
+            key = int.from_bytes(blake2b(conversation.id.encode(), digest_size=8).digest())
+            updated = conversation.updated_at
+            at = updated.timestamp() if updated is not None else 0.0
+            if not conversation.messages:
+                if at >= self._latest.get(key, at):
+                    self._latest[key] = at
+                    self._forgotten.add(key)
+                    if self._tell_forgotten:
+                        yield conversation
+                continue
             is_context = conversation.messages[0].role in _CONTEXT_ROLES and (
                 conversation.id == conversation.messages[0].id
             )
             first = True
             if not is_context:
-                key = int.from_bytes(blake2b(conversation.id.encode(), digest_size=8).digest())
-                updated = conversation.updated_at
-                at = updated.timestamp() if updated is not None else 0.0
                 report.reaches(updated)
                 known = self._latest.get(key)
                 first = known is None
@@ -251,6 +266,9 @@ class ExportReader:
                     report.duplicates += 1
                     if at <= known:
                         continue
+                    if key in self._forgotten:  # until then
+                        self._forgotten.remove(key)
+                        first = True
                 self._latest[key] = at
             try:
                 redacted = self._redacted(conversation)
@@ -265,14 +283,14 @@ class ExportReader:
             yield redacted
 
     def _redacted(self, conversation: Conversation) -> Conversation:
-        texts = redact_each(chain([conversation.title], (m.text for m in conversation.messages)))
+        texts = redact_each(
+            chain([conversation.title], (m.text for m in conversation.messages)), self._on_read
+        )
         title, count = next(texts)
         held = isinstance(conversation.messages, tuple)
-        messages: Collected = [] if held else SpooledMessages(self._folder)
+        messages: Collected = [] if held else SpooledMessages(self._room)
         ids: set[str] = set()
         for message, (text, hits) in zip(conversation.messages, texts, strict=True):
-            if self._on_read is not None:  # a large conversation may take minutes
-                self._on_read()
             count += hits
             own_id = message.id
             while own_id in ids:
@@ -326,6 +344,11 @@ class ExportReader:
                     "download the export again"
                 )
             keys = next(iter(self._unrecognised))
+            if "data_files" in keys:
+                return (
+                    f"{name}: this only lists the files of an export; download what it calls "
+                    "conversations-000.zip and memories-000.zip, and upload each"
+                )
             return f"{name}: JSON, but no chat export (its objects have the keys {keys}); {_UPLOAD}"
         if self._met and report.damaged:
             return (
@@ -350,7 +373,7 @@ class ExportReader:
 class _Rewound:
     """A stream whose first bytes were looked at and come again."""
 
-    def __init__(self, head: bytes, stream: ByteStream, on_read: Callable[[], None] | None) -> None:
+    def __init__(self, head: bytes, stream: ByteStream, on_read: Callable[[], None]) -> None:
         self._head = head
         self._on_read = on_read
         self.stream = stream
@@ -360,8 +383,7 @@ class _Rewound:
         return self.stream.problem
 
     def read(self, size: int) -> bytes:
-        if self._on_read is not None:
-            self._on_read()
+        self._on_read()
         if self._head:
             head, self._head = self._head, b""
             return head
