@@ -291,6 +291,7 @@ class ExportReader:
         messages: Collected = [] if held else SpooledMessages(self._room)
         ids: set[str] = set()
         for message, (text, hits) in zip(conversation.messages, texts, strict=True):
+            self._on_read()  # a large conversation may take minutes
             count += hits
             own_id = message.id
             while own_id in ids:

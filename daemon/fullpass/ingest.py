@@ -262,7 +262,8 @@ async def _keep_untold(work: Pass, report: ReadReport, connection: Connection) -
         """
         update fullpass.conversations set last_job = $3
         where user_id = $1 and source = $2 and last_job <> $3
-          and not case when conversation_id ~ '^(instructions|memory):' then $5 else $4 end
+          and not case when conversation_id ~ '^(instructions|memory):'
+                       then $5::boolean else $4::boolean end
         """,
         work.job.user_id, work.source, work.job.id,
         report.tells_of_conversations, report.tells_of_context,

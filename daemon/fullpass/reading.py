@@ -161,8 +161,12 @@ class Reading:
 
     def run(self) -> Answer:
         """Read to the end; raises what the reader raises."""
-        for conversation in self._reader:
-            self._take(conversation)
+        try:
+            for conversation in self._reader:
+                self._take(conversation)
+        except BadExport:
+            self._flush()  # nothing was read, but some may have been asked to be forgotten
+            raise
         self._flush()
         return Finished(self._reader.report)
 
