@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _CONVERSATIONS = re.compile(r"conversations(?:-(\d{1,9}))?\.json", re.IGNORECASE)
 _MEMORIES = re.compile(r"(?:.*/)?memories(?:(?:-\d{1,9})?|/[^/]+)\.json", re.IGNORECASE)
+_SINGLE = re.compile(r"(?:.*/)?conversations/[^/]+\.json", re.IGNORECASE)
 _PROJECTS = re.compile(r"(?:.*/)?projects(?:(?:-\d{1,9})?|/[^/]+)\.json", re.IGNORECASE)
 _DESIGNS = re.compile(r"(?:.*/)?design_chats(?:(?:-\d{1,9})?|/[^/]+)\.json", re.IGNORECASE)
 _READABLE = (".json", ".html", ".htm")
@@ -59,7 +60,7 @@ class Archive:
     """An export file opened for reading; a context manager. Raises BadExport, one line, on entry.
 
     `ignored` holds kinds of members left out on purpose; `problems` what is wrong with the archive
-    itself, each `(member, reason)`.
+    itself, each `(member, reason)`. `lacks_shards` where a number is missing between others.
     """
 
     def __init__(self, path: Path, name: str, limits: Limits) -> None:
@@ -72,6 +73,7 @@ class Archive:
         self.ignored: dict[str, int] = {}
         self.problems: list[tuple[str, str]] = []
         self.bytes_total = 0
+        self.lacks_shards = False
         self._kind = ""
 
     def __enter__(self) -> Self:
@@ -181,12 +183,15 @@ class Archive:
         """Yield the members that hold conversations, in order, then what stands beside them."""
         files = [entry for entry in files if not _is_litter(entry.name)]
         shards: list[tuple[str, int, zipfiles.Entry]] = []
+        singles = []
         memories = []
         rest = []
         for entry in files:
             path = PurePosixPath(entry.name.replace("\\", "/"))
             if found := _CONVERSATIONS.fullmatch(path.name):
                 shards.append((str(path.parent), int(found.group(1) or -1), entry))
+            elif _SINGLE.fullmatch(str(path)):
+                singles.append(entry)
             elif _MEMORIES.fullmatch(str(path)):
                 memories.append(entry)
             elif _PROJECTS.fullmatch(str(path)):
@@ -196,8 +201,11 @@ class Archive:
             elif path.suffix.lower() in _READABLE and path.name.lower() not in _COMPANIONS:
                 rest.append(entry)
         shards.sort(key=lambda shard: shard[:2])
+        self.lacks_shards = _gap({number for _, number, _ in shards if number >= 0})
         yield from (entry for _, _, entry in shards)
-        if not shards:
+        # One file a conversation, beside an index of them.
+        yield from (entry for entry in singles if self._sniffs_well(entry))
+        if not shards and not singles:
             # No name we know: the content decides (Takeout names its files in the user's language).
             yield from (e for e in rest[:_SNIFFED_MEMBERS] if self._sniffs_well(e))
         yield from memories
@@ -224,6 +232,11 @@ class Archive:
         ):
             return f"would unpack to more than {self._limits.ratio} times its size: a zip bomb"
         return ""
+
+
+def _gap(numbers: set[int]) -> bool:
+    """Whether shards are missing between others."""
+    return bool(numbers) and max(numbers) - min(numbers) >= len(numbers)
 
 
 def _is_litter(name: str) -> bool:

@@ -86,7 +86,7 @@ class ReadReport:
     whole: bool = False
     """True once every conversation was read and nothing was damaged or cut short (promise 10)."""
     part: bool = False
-    """Whether the file calls itself one of several: `conversations-001.zip`."""
+    """Whether the file calls itself one of several (`conversations-001.zip`), or lacks one."""
     memories: bool = False
     """Whether what the app itself remembered came in a file of its own, as Claude's does."""
 

@@ -9,7 +9,6 @@ runs it in a child process.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from hashlib import blake2b
@@ -27,7 +26,9 @@ from daemon.export.claude import is_claude
 from daemon.export.conversation import Conversation, ReadReport
 from daemon.export.large import Readers, read_large
 from daemon.export.redact import redact_each
+from daemon.export.refusals import error_text, why_nothing
 from daemon.export.scanner import ObjectScanner
+from daemon.export.sniff import looks_like
 from daemon.export.spool import Room, SpooledMessages, collected, nobody
 from daemon.export.streams import Limits
 from daemon.export.values import DecodeError, decode
@@ -44,11 +45,9 @@ if TYPE_CHECKING:
 
 _CONTEXT_ROLES = frozenset({"instructions", "memory"})
 _KEY_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,30}")
-_ERROR_KEYS = ("message", "error", "detail", "error_description")
 _NUMBERED = re.compile(
     r"conversations-\d{3,}(?:[ _]?\(\d+\))?\.(?:json|zip)(?:\.gz)?", re.IGNORECASE
 )
-_UPLOAD = "upload the zip that the chat app sent, or its conversations.json"
 
 
 class ExportReader:
@@ -99,6 +98,7 @@ class ExportReader:
                 shown(member.name) for member in archive.members[:1000] if member.name
             ]
             report.bytes_total = archive.bytes_total
+            report.part = report.part or archive.lacks_shards
             for kind, count in archive.ignored.items():
                 report.ignore(kind, count)
             for member_name, reason in archive.problems:
@@ -107,7 +107,16 @@ class ExportReader:
                 yield from self._member(member)
         report.bytes_read = report.bytes_total
         if not report.conversations and not report.context_entries:
-            raise BadExport(self._why_nothing())
+            raise BadExport(
+                why_nothing(
+                    self._name,
+                    report,
+                    met=self._met,
+                    unrecognised=self._unrecognised,
+                    error_body=self._error_body,
+                    other_products=self._readers.gemini.other_products,
+                )
+            )
         report.whole = self._closed and not report.damaged
 
     # --- one member
@@ -118,6 +127,9 @@ class ExportReader:
         place = shown(PurePosixPath(member.name).name) or self._base_name()
         head = stream.read(4096)
         text = _Rewound(head, stream, self._on_read)
+        if (seen := looks_like(head)) is not None and seen.what == "UTF-16 text":
+            self.report.damage(place, f"is {seen.what}; {seen.remedy}")
+            return
         try:
             if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
                 yield from self._page(text, place)
@@ -321,54 +333,12 @@ class ExportReader:
             self.report.empty += 1
             return
         if not self._error_body and isinstance(value, dict):
-            self._error_body = _error_text(value)
+            self._error_body = error_text(value)
         named = ", ".join([key for key in keys if _KEY_NAME.fullmatch(key)][:5]) or "none"
         if len(self._unrecognised) < 5:
             self._unrecognised[named] = self._unrecognised.get(named, 0) + 1
         if not lost:
             self.report.damage(here, f"no conversation (its keys: {named})")
-
-    def _why_nothing(self) -> str:
-        """Say in one line why not one conversation came out."""
-        report, name = self.report, self._name
-        reader = self._readers.gemini
-        if others := reader.other_products:
-            held = ", ".join(sorted(others, key=lambda product: (-others[product], product))[:5])
-            return (
-                f"{name}: the Takeout file holds {held} activity but no Gemini prompts; export "
-                "My Activity for Gemini Apps"
-            )
-        if self._unrecognised and not self._met:
-            if self._error_body:
-                return (
-                    f"{name}: this is an error answer, not an export ({self._error_body}); "
-                    "download the export again"
-                )
-            keys = next(iter(self._unrecognised))
-            if "data_files" in keys:
-                return (
-                    f"{name}: this only lists the files of an export; download what it calls "
-                    "conversations-000.zip and memories-000.zip, and upload each"
-                )
-            return f"{name}: JSON, but no chat export (its objects have the keys {keys}); {_UPLOAD}"
-        if self._met and report.damaged:
-            return (
-                f"{name}: no conversation could be read; {report.damaged} damaged, first "
-                f"{report.damages[0]}; download the export and upload it again"
-            )
-        if report.empty or report.forgotten:
-            parts = [
-                f"{report.empty} without a visible message" if report.empty else "",
-                f"{report.forgotten} marked not to be remembered" if report.forgotten else "",
-            ]
-            held = " and ".join(part for part in parts if part)
-            return f"{name}: nothing to read in this export: {held}; export again after chatting"
-        if report.damaged:
-            return (
-                f"{name}: nothing could be read ({report.damages[0]}); download the export and "
-                "upload it again"
-            )
-        return f"{name}: the export holds no conversations; {_UPLOAD}"
 
 
 class _Rewound:
@@ -410,16 +380,3 @@ def recognise(value: object) -> Source | None:
     if gemini.is_gemini(value):
         return "gemini"
     return None
-
-
-def _error_text(value: dict[Any, Any]) -> str:
-    """Read the message of a server's error answer, if the object is one."""
-    if not any(key in value for key in ("statusCode", "error", "code", "errors")):
-        return ""
-    for key in _ERROR_KEYS:
-        text = value.get(key)
-        if isinstance(text, dict):
-            text = text.get("message")
-        if isinstance(text, str) and text:
-            return json.dumps(text[:120], ensure_ascii=False).strip('"')
-    return ""
