@@ -9,6 +9,7 @@ runs it in a child process.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from hashlib import blake2b
@@ -260,6 +261,7 @@ class ExportReader:
             updated = conversation.updated_at
             at = updated.timestamp() if updated is not None else 0.0
             if not conversation.messages:
+                at = at or math.inf  # without a time, it holds of every state
                 if at >= self._latest.get(key, at):
                     self._latest[key] = at
                     self._forgotten.add(key)

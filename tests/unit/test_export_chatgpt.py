@@ -337,6 +337,9 @@ def test_what_is_to_be_forgotten_is_forgotten_in_whatever_state_it_is_met(
     found, report = read(tmp_path, zipped({"conversations-000.json": dump([forgotten]), **shards}))
     assert [c.id for c in found] == ["b"]
     assert (report.conversations, report.forgotten) == (1, 1)
+    timeless = dump([talk("a", update_time=None, is_do_not_remember=flag)])
+    found, _ = read(tmp_path, zipped({"conversations-000.json": timeless, **shards}))
+    assert [c.id for c in found] == ["b"]
     later = zipped({**shards, "conversations-002.json": dump([forgotten])})
     (tmp_path / "later.zip").write_bytes(later)
     told = [(c.id, len(c.messages)) for c in ExportReader(tmp_path / "later.zip", tell_forgotten=True)]  # fmt: skip
