@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from uuid import uuid4
@@ -160,36 +161,42 @@ class Caller:
     async def _pay(
         self, key: str, scope: Scope, request: Request, read: Callable[[Reply], T]
     ) -> Answer[T]:
-        reply = await self._call(scope, request)
-        self.limiter.seen(len(request.text) + len(request.system) + len(reply.text))
-        if reply.text:
-            self.speeds.seen(request.model, len(reply.text), reply.latency_ms / 1000)
         useless: UselessReply | None = None
         value: T | None = None
-        try:
-            value = read(_message(reply))
-        except UselessReply as error:
-            useless = error
-        await self.ledger.record(
-            request,
-            reply,
-            key=key,
-            user_id=scope.user_id,
-            job_id=scope.job_id,
-            provider=self.provider.name,
-            usable=useless is None,
-        )
+        # The place is kept until the receipt is durable: a kill never leaves more calls unknown
+        # than may be in flight, however slow the database is.
+        async with AsyncExitStack() as place:
+            reply = await self._call(scope, request, place)
+            self.limiter.seen(len(request.text) + len(request.system) + len(reply.text))
+            if reply.text:
+                self.speeds.seen(request.model, len(reply.text), reply.latency_ms / 1000)
+            try:
+                value = read(_message(reply))
+            except UselessReply as error:
+                useless = error
+            await self.ledger.record(
+                request,
+                reply,
+                key=key,
+                user_id=scope.user_id,
+                job_id=scope.job_id,
+                provider=self.provider.name,
+                usable=useless is None,
+            )
         if useless is not None:
             raise useless
         return Answer(value, reply)  # type: ignore[arg-type]
 
-    async def _call(self, scope: Scope, request: Request) -> Reply:
-        """Call the provider, repeating what fails in passing with jittered back-off."""
+    async def _call(self, scope: Scope, request: Request, place: AsyncExitStack) -> Reply:
+        """Call the provider, repeating what fails in passing with jittered back-off.
+
+        What was answered leaves its place under the limit in `place`, for the caller to give back.
+        """
         attempt, failed, begun = 0, 0, self._gate.begin()
         while True:
             attempt += 1
             try:
-                return await self._call_once(scope, request)
+                return await self._call_once(scope, request, place)
             except UselessReply as error:
                 # Answered, and so perhaps paid, with nothing in it: leave a receipt of that too.
                 self._gate.answered(scope.holder)
@@ -237,24 +244,28 @@ class Caller:
                 request.purpose, "probe", request.model, _PROBE, f"{_NOTHING_ASKED} ({key})",
                 request.schema, 64, min(_PROBE_SECONDS, request.timeout_seconds),
             )  # fmt: skip
-            try:
-                reply = await self._call_once(scope, probe)
-            except CallError as failed:
-                _log.info("llm.probe_failed", error=str(failed))
-                return
-            await self.ledger.record(
-                probe, reply, key=key, user_id=scope.user_id, job_id=scope.job_id,
-                provider=self.provider.name, usable=True,
-            )  # fmt: skip
+            async with AsyncExitStack() as place:
+                try:
+                    reply = await self._call_once(scope, probe, place)
+                except CallError as failed:
+                    _log.info("llm.probe_failed", error=str(failed))
+                    return
+                await self.ledger.record(
+                    probe, reply, key=key, user_id=scope.user_id, job_id=scope.job_id,
+                    provider=self.provider.name, usable=True,
+                )  # fmt: skip
 
-    async def _call_once(self, scope: Scope, request: Request) -> Reply:
+    async def _call_once(self, scope: Scope, request: Request, answered: AsyncExitStack) -> Reply:
         def check() -> None:
             self._gate.check()
             scope.holder.check()
 
         check()
         size = len(request.text) + len(request.system)
-        async with self.limiter.slot(scope.job_id, request.model, size, check) as place:
+        async with AsyncExitStack() as held:
+            place = await held.enter_async_context(
+                self.limiter.slot(scope.job_id, request.model, size, check)
+            )
             check()  # the wait for a place may have been long
             began = time.monotonic()
             try:
@@ -270,8 +281,10 @@ class Caller:
                 raise
             except UselessReply as error:
                 error.latency_ms = round((time.monotonic() - began) * 1000)
+                answered.push_async_exit(held.pop_all())
                 raise
             place.landed(reply)
+            answered.push_async_exit(held.pop_all())
         self._gate.answered(scope.holder)
         return reply
 

@@ -20,10 +20,9 @@ from daemon.llm.batch_api import batch_api_of
 from daemon.llm.caller import Caller, Scope
 from daemon.llm.ledger import Ledger
 from daemon.llm.limiter import CallLimiter
-from daemon.llm.providers import provider_from
 from daemon.llm.reply_size import MOST_BYTES
 from daemon.llm.request import Request
-from daemon.settings import load_settings
+from tests.support.callers import Nobody, provider_at
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -39,11 +38,6 @@ ENDED = {
     },
 }  # fmt: skip
 HEADERS = "content-type: application/json\r\nconnection: close\r\n"
-
-
-class Nobody:
-    def check(self) -> None:
-        pass
 
 
 class Endless:
@@ -89,12 +83,6 @@ async def endless() -> AsyncIterator[tuple[Endless, Provider]]:
         provider = provider_at(f"http://127.0.0.1:{port}")
         yield server, provider
         await provider.aclose()
-
-
-def provider_at(url: str) -> Provider:
-    return provider_from(
-        load_settings(anthropic_base_url=url, anthropic_api_key="k", llm_provider="anthropic")
-    )
 
 
 def request(text: str = "text") -> Request:

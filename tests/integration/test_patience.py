@@ -20,13 +20,13 @@ from daemon.llm.caller import Caller, Scope
 from daemon.llm.ledger import Ledger
 from daemon.llm.limiter import CallLimiter
 from daemon.llm.patience import Begun, Gate, Patience
-from daemon.llm.providers import Provider, provider_from
 from daemon.llm.request import Request
 from daemon.llm.sharing import Sharing, account_of
 from daemon.settings import load_settings
 from daemon.worker import Worker
 from tests.support.anthropic_client import EXTRACT
 from tests.support.anthropic_server import AnthropicServer
+from tests.support.callers import Nobody, provider_at
 from tests.support.exports import planted_export
 from tests.support.worker_process import QUICK
 
@@ -40,24 +40,8 @@ MODEL = "claude-haiku-5-5"
 SCALE = 0.005
 
 
-class Nobody:
-    """A holder in its rights."""
-
-    def check(self) -> None:
-        """Say nothing."""
-
-
 class Job(Nobody):
     """One of several jobs."""
-
-
-def provider_at(url: str) -> Provider:
-    return provider_from(
-        load_settings(
-            database_url="", llm_provider="anthropic", anthropic_api_key="test-key",
-            anthropic_base_url=url,
-        )
-    )  # fmt: skip
 
 
 def scope() -> Scope:
