@@ -43,7 +43,7 @@ _TEMPER = 0.5
 _LEAST_SECONDS = 1e-3
 _SCATTER = 0.1
 """Calls of one length differ by so much, as far as one call could tell."""
-_TOKENS_PER_CHARACTER = 0.1
+_TOKENS_PER_CHARACTER = 0.05
 """How far a character may be from its usual share of a token: scripts and tokenizers differ."""
 _TOKENS_SCATTER = 0.2
 _LEAST_TOKENS_PER_CHARACTER = 0.08
