@@ -173,7 +173,7 @@ class Caller:
                     request.model,
                     len(reply.text),
                     reply.latency_ms / 1000,
-                    output_tokens=reply.usage and reply.usage.output_tokens,
+                    output_tokens=reply.usage.output_tokens if reply.usage else None,
                 )
             try:
                 value = read(_message(reply))

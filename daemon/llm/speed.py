@@ -1,9 +1,9 @@
 """How long a model takes to answer, learned from the calls that every job of this process paid.
 
 A call takes a while to its first token and then so much for each token of its reply, of which what
-the model thought is a part. How much of a usual call goes by its length is learned by model from the
-newest calls; how long a reply is beside what was foreseen, by purpose. Figures for an estimate
-only: nothing waits or gives up by them.
+the model thought is a part; or a server answers any length in one time. Which it is, and how much
+it is, is learned by model from the newest calls; how long a reply is beside what was foreseen, by
+purpose. Figures for an estimate only: nothing waits or gives up by them.
 """
 
 from __future__ import annotations
@@ -34,19 +34,20 @@ _NEWEST_LENGTHS = 9
 _LEAST_CALLS = 3
 """With fewer, those that made their connection count too."""
 _WAITS = tuple(100 * 2 ** (step / 2) for step in range(-10, 11))
-"""What the wait may be worth: in tokens that would be written meanwhile."""
+"""What the wait before a reply may be worth: in tokens that would be written meanwhile."""
 _BELIEF = 2.0
 """By which factor that is usually off from what is supposed."""
 _FLAT = 0.25
-_TEMPER = 0.5
-"""How likely it is that any length is answered in one time, for all that is known beforehand."""
-_LEAST_SECONDS = 1e-3
+"""How likely it is, before any call, that a server answers any length in one time."""
+_WITNESS = 0.5
+"""A call says so much of what it would say alone: neighbours share their troubles."""
 _SCATTER = 0.1
 """Calls of one length differ by so much, as far as one call could tell."""
-_TOKENS_PER_CHARACTER = 0.05
+_LEAST_SECONDS = 0.001
+_TOKENS_A_CHARACTER = 0.05
 """How far a character may be from its usual share of a token: scripts and tokenizers differ."""
 _TOKENS_SCATTER = 0.2
-_LEAST_TOKENS_PER_CHARACTER = 0.08
+_LEAST_TOKENS_A_CHARACTER = 0.08
 """With fewer the server does not count the tokens it bills."""
 _CLEARLY = 2.0
 """So much likelier (its logarithm) must be what goes by the text alone, where tokens are told."""
@@ -146,7 +147,7 @@ def _line(calls: list[_Call]) -> _Line:
     read = [count / CHARACTERS_PER_TOKEN for count in characters]
     by_text = _fitted(read, seconds, thought=0.0, a_character=1 / CHARACTERS_PER_TOKEN)
     tokens = [float(call.tokens) for call in calls if call.tokens is not None]
-    if len(tokens) < len(calls) or fsum(tokens) < _LEAST_TOKENS_PER_CHARACTER * fsum(characters):
+    if len(tokens) < len(calls) or fsum(tokens) < _LEAST_TOKENS_A_CHARACTER * fsum(characters):
         return by_text
     a_character = _tokens_a_character(characters, tokens)
     thought = max(0.0, fmean(tokens) - a_character * fmean(characters))
@@ -155,9 +156,10 @@ def _line(calls: list[_Call]) -> _Line:
 
 
 def _tokens_a_character(characters: list[float], tokens: list[float]) -> float:
-    """Return how many tokens one more character is: as fitted, and as is usual, by how sure each is.
+    """Return how many tokens one more character is.
 
-    What is thought differs from call to call and hides what the text took.
+    As fitted, and as is usual, by how sure each is: what is thought differs from call to call and
+    hides what the text took.
     """
     usual = 1 / CHARACTERS_PER_TOKEN
     mean, mean_tokens = fmean(characters), fmean(tokens)
@@ -169,25 +171,27 @@ def _tokens_a_character(characters: list[float], tokens: list[float]) -> float:
     fitted = fsum(one * other for one, other in zip(longer, more, strict=True)) / variance
     off = fsum((m - fitted * one) ** 2 for one, m in zip(longer, more, strict=True))
     doubt = (off + (_TOKENS_SCATTER * mean_tokens) ** 2) / max(1, len(longer) - 1) / variance
-    believed = _TOKENS_PER_CHARACTER**2 / (_TOKENS_PER_CHARACTER**2 + doubt)
+    believed = _TOKENS_A_CHARACTER**2 / (_TOKENS_A_CHARACTER**2 + doubt)
     return max(0.0, believed * fitted + (1 - believed) * usual)
 
 
 def _fitted(
     lengths: list[float], seconds: list[float], *, thought: float, a_character: float
 ) -> _Line:
-    """Fit what calls took to their lengths."""
-    took = _without_outliers(lengths, seconds)
-    wait, likelihood = _wait(lengths, took)
+    """Fit what calls took to their lengths in tokens."""
+    lengths = [max(1.0, length) for length in lengths]
+    took = _without_outliers(lengths, [max(_LEAST_SECONDS, one) for one in seconds])
+    worth, likelihood = _wait(lengths, took)
     a_token = 0.0
-    if wait < inf:
-        # The usual call tells what a token takes: what comes on top of it now and then is waiting.
-        a_token = exp(fmean(log(max(_LEAST_SECONDS, t) / (wait + x)) for x, t in zip(lengths, took, strict=True)))
-        a_token = min(a_token, fmean(took) / fmean(lengths))
-    waits = fmean(took) - a_token * fmean(lengths)
-    newest = fmean(took[-_NEWEST_LEVEL:]) / max(_LEAST_SECONDS, waits + a_token * fmean(lengths[-_NEWEST_LEVEL:])) - 1
-    now = 1 + copysign(max(0.0, abs(newest) - _CHANCE), newest)
-    return _Line(thought, a_character, now * waits, now * a_token, likelihood)
+    if worth < inf:
+        # The usual call tells what a token takes: what comes on top now and then is waiting.
+        usual = fmean(log(t / (worth + x)) for x, t in zip(lengths, took, strict=True))
+        a_token = min(exp(usual), fmean(took) / fmean(lengths))
+    wait = fmean(took) - a_token * fmean(lengths)
+    level = wait + a_token * fmean(lengths[-_NEWEST_LEVEL:])
+    change = fmean(took[-_NEWEST_LEVEL:]) / level - 1 if level > 0 else 0.0
+    now = 1 + copysign(max(0.0, abs(change) - _CHANCE), change)
+    return _Line(thought, a_character, now * wait, now * a_token, likelihood)
 
 
 def _wait(lengths: list[float], seconds: list[float]) -> tuple[float, float]:
@@ -197,15 +201,14 @@ def _wait(lengths: list[float], seconds: list[float]) -> tuple[float, float]:
     Either nothing goes by the length, which is a wait without end, or something does: what lies
     between the two is never right, so it is not said.
     """
-    took = [max(_LEAST_SECONDS, one) for one in seconds]
     usual = FIRST_TOKEN_SECONDS * OUTPUT_TOKENS_PER_SECOND
     prior = [exp(-0.5 * (log(wait / usual) / log(_BELIEF)) ** 2) for wait in _WAITS]
     total = fsum(prior) / (1 - _FLAT)
     likely = [
-        log(believed / total) + _explains([wait + length for length in lengths], took)
+        log(believed / total) + _explains([wait + length for length in lengths], seconds)
         for wait, believed in zip(_WAITS, prior, strict=True)
     ]
-    flat = log(_FLAT) + _explains([1.0] * len(lengths), took)
+    flat = log(_FLAT) + _explains([1.0] * len(lengths), seconds)
     most = max(flat, *likely)
     weights = [exp(one - most) for one in likely]
     likelihood = most + log(exp(flat - most) + fsum(weights))
@@ -219,7 +222,7 @@ def _explains(shapes: list[float], seconds: list[float]) -> float:
     """Return how likely what calls took is, if it goes by these shapes (as a logarithm)."""
     off = [log(took / shape) for took, shape in zip(seconds, shapes, strict=True)]
     middle = fmean(off)
-    return -0.5 * _TEMPER * len(off) * log(_SCATTER**2 + fsum((one - middle) ** 2 for one in off))
+    return -0.5 * _WITNESS * len(off) * log(_SCATTER**2 + fsum((one - middle) ** 2 for one in off))
 
 
 def without_outliers(values: list[float]) -> list[float]:
