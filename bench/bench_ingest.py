@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import statistics
 import sys
 import sysconfig
@@ -27,7 +26,6 @@ import tempfile
 import time
 import uuid
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import ingest_measure as measure
 from bench.ingest_export import Container, Made, write_export, write_single
+from bench.metrics import Metric
 from daemon import migrations
 from daemon.embedded import EmbeddedPostgres
 from daemon.export.redact import redact_each
@@ -52,24 +51,6 @@ NOISY_SHARE = 0.35
 """More spread than this in the control between rounds: the machine was busy with something else."""
 _TWO_JOBS_BYTES = 512 * 1024 * 1024
 _DEADLINE_SECONDS = 3_600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One measured value and what it must keep to; `limit` None only informs."""
-
-    name: str
-    value: float
-    unit: str
-    limit: float | None = None
-    at_least: bool = False
-
-    @property
-    def ok(self) -> bool:
-        """Whether the value keeps to its limit."""
-        if self.limit is None:
-            return True
-        return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
 class Bench:
@@ -387,13 +368,6 @@ def _own_texts() -> list[Path]:
     return sorted({*code, *prose})
 
 
-def _shown(metrics: list[Metric]) -> None:
-    for m in metrics:
-        limit = "" if m.limit is None else f"{'≥' if m.at_least else '≤'} {m.limit:g}"
-        missed = "" if m.ok else "MISSED"
-        print(f"{m.name:40} {m.value:10.2f} {m.unit:6} {limit:8} {missed}")
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -438,11 +412,11 @@ def main() -> int:
         for name in PARTS:
             if options.only is None or name in options.only:
                 found: list[Metric] = getattr(bench, name)()
-                _shown(found)
+                for m in found:
+                    print(m.row)
                 metrics += found
     for m in metrics:
-        line = {"metric": m.name, "value": round(m.value, 3), "limit": m.limit, "ok": m.ok}
-        print(json.dumps(line))
+        print(m.line)
     if bench.control_spread > NOISY_SHARE:
         print("the control was too noisy to tell", file=sys.stderr)
         return 3

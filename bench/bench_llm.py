@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.llm_passes import passes
+from bench.metrics import Metric
 from daemon.logs import configure_logs
 from tests.support import postgres
 from tests.support.server_process import ServerProcess
@@ -49,24 +50,6 @@ LIMITS: tuple[dict[str, Any], ...] = (
 WALL_OVER_IDEAL = 1.05
 NOISY_SHARE = 0.35
 """More spread than this in the control's own CPU between rounds: the machine was busy elsewhere."""
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One measured value and what it must keep to; `limit` None only informs."""
-
-    name: str
-    value: float
-    unit: str = ""
-    limit: float | None = None
-    at_least: bool = False
-
-    @property
-    def ok(self) -> bool:
-        """Whether the value keeps to its limit."""
-        if self.limit is None:
-            return True
-        return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
 class Client:
@@ -277,12 +260,9 @@ def _after_the_first_minute(
 def report(bench: Bench, metrics: list[Metric]) -> int:
     """Print the table and the JSON lines; return the exit code."""
     for m in metrics:
-        limit = "" if m.limit is None else f"{'≥' if m.at_least else '≤'} {m.limit:g}"
-        verdict = "" if m.limit is None else "ok" if m.ok else "MISSED"
-        print(f"{m.name:36} {m.value:12.4f} {m.unit:8} {limit:8} {verdict}")
+        print(m.row)
     for m in metrics:
-        line = {"metric": m.name, "value": round(m.value, 4), "limit": m.limit, "ok": m.ok}
-        print(json.dumps(line))
+        print(m.line)
     missed = [m for m in metrics if not m.ok]
     # Where the bare SDK itself could not keep to the limit, the machine had no time to spare.
     noisy = {

@@ -32,8 +32,8 @@ import asyncpg
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import queue_trouble as trouble
+from bench.metrics import Metric, percentile
 from bench.queue_field import Field, head
-from bench.queue_metrics import Metric, percentile
 from bench.queue_server import Server, embedded_server
 from daemon import migrations
 from daemon.database import open_pool

@@ -39,7 +39,7 @@ import msgspec
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.bench_queue import control, migrated
-from bench.queue_metrics import Metric, percentile
+from bench.metrics import Metric, percentile
 from bench.queue_server import Server, embedded_server
 from bench.scale_counts import Left, Look
 from daemon.logs import configure_logs
@@ -62,6 +62,8 @@ way more than cores are short."""
 _CONCURRENCY = 10
 _START_SECONDS = 120.0
 _STALL_SECONDS = 60.0
+_KEPT_DAYS = 3650
+"""The history is not to be pruned meanwhile: that is not what a pass leaves."""
 _SHOWN_TABLES = 14
 _WARM_UP_PASSES = 3
 
@@ -161,7 +163,8 @@ async def _done(look: Look) -> None:
         if unfinished < least:
             least, moved = unfinished, time.monotonic()
         if time.monotonic() - moved > _STALL_SECONDS:
-            raise RuntimeError(f"{unfinished} passes do not end")
+            why = await look.trouble()
+            raise RuntimeError(f"{unfinished} passes do not end: {why}")
         await asyncio.sleep(0.05)
 
 
@@ -173,6 +176,7 @@ async def _workers(url: str, claims: list[Path], asked: Asked) -> AsyncIterator[
         "DATABASE_URL": url,
         "LLM_PROVIDER": "offline",
         "MAX_CONCURRENT_JOBS": str(_CONCURRENCY),
+        "PIPELINE_RETENTION_DAYS": str(_KEPT_DAYS),
     }
     db = await asyncpg.connect(url, statement_cache_size=0)
     before = await db.fetchval("select clock_timestamp()")
@@ -211,7 +215,9 @@ async def footprint(
             f"select gen_random_uuid(), $1 from generate_series(1, {count})",
             f"file://{export.resolve()}",
         )
-        tally = await work_once(url, base_url, anthropic_api_key=key)
+        tally = await work_once(
+            url, base_url, anthropic_api_key=key, pipeline_retention_days=_KEPT_DAYS
+        )
         if len(tally.completed) != count:
             raise RuntimeError(f"{len(tally.completed)} of {count} real passes were completed")
 

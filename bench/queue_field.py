@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.queue_metrics import percentile
+from bench.metrics import percentile
 
 if TYPE_CHECKING:
     from bench.queue_server import Server

@@ -80,6 +80,14 @@ class Look:
             )
         )
 
+    async def trouble(self) -> str | None:
+        """Say what jobs that wait or run met."""
+        met: str | None = await self._meter.ask(
+            "select max(error_message) from processing_jobs "
+            "where status in ('pending', 'processing')"
+        )
+        return met
+
     async def left(self) -> Left:
         """Say what was written since."""
         wal_bytes = await self._meter.ask(

@@ -3,8 +3,8 @@
     DATABASE_URL=… python bench/scale_worker.py CALLS MILLISECONDS CLAIMS_FILE…
 
 A process for each file, forked when everything is imported, since importing is not what is measured.
-A simulated pass makes CALLS model calls of MILLISECONDS each: after each a receipt, as the ledger
-writes it, and a fenced transaction that reports progress. How long each claim took stands in
+A simulated pass makes CALLS model calls of MILLISECONDS each: after each a receipt, by the
+ledger itself, and a fenced transaction that reports progress. How long each claim took stands in
 its file, a line each in milliseconds, once the worker has ended by SIGTERM.
 """
 
@@ -15,11 +15,13 @@ import os
 import signal
 import sys
 import time
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from daemon.llm.request import Bill, Reply, Request, Usage
 from daemon.logs import configure_logs
 from daemon.queue import jobs
 from daemon.settings import load_settings
@@ -28,12 +30,15 @@ from daemon.worker import Worker
 if TYPE_CHECKING:
     from daemon.fullpass.context import Pass
 
-_RECEIPT = """
-select fullpass.record_call(null, $1, $2, 'extract', 'bench', 'simulated', 'v1', 8000, 900, 0, 0,
-                            0.00125, 'end_turn', true, $3, null, 10, 10)
-"""
-_REPLY = '{"facts": []}' * 150
-"""About 2 kB, as a reply of an extraction has."""
+_CALL = Request("extract", "v1", "simulated", "", "", {}, 1000, 60.0)
+_REPLY = Reply(
+    '{"facts": []}' * 150,  # about 2 kB, as a reply of an extraction has
+    "end_turn",
+    Usage(8000, 900),
+    "simulated",
+    latency_ms=10,
+    bill=Bill(Decimal("0.00125")),
+)
 
 
 async def work(calls: int, milliseconds: float, claims: Path) -> None:
@@ -41,11 +46,11 @@ async def work(calls: int, milliseconds: float, claims: Path) -> None:
     settings = load_settings()
     assert settings.database_url is not None
     took: list[float] = []
-    claim_many = jobs.claim_many
+    claim = jobs.claim
 
     async def timed(*arguments: Any, **options: Any) -> list[jobs.Job]:
         started = time.perf_counter()
-        found = await claim_many(*arguments, **options)
+        found = await claim(*arguments, **options)
         if found:
             took.append(1000 * (time.perf_counter() - started))
         return found
@@ -54,7 +59,10 @@ async def work(calls: int, milliseconds: float, claims: Path) -> None:
         work.step = "extract_facts"
         for call in range(calls):
             await asyncio.sleep(milliseconds / 1000)
-            await work.fetchval(_RECEIPT, work.job.user_id, work.job.id, _REPLY)
+            await work.caller.ledger.record(
+                _CALL, _REPLY, key=f"{work.job.id} {call}", user_id=work.job.user_id,
+                job_id=work.job.id, provider="bench", usable=True,
+            )  # fmt: skip
             async with work.lease.fenced() as connection:
                 await connection.execute(
                     "select fullpass.progress($1, 'extract_facts', $2, 'reading')",
@@ -63,7 +71,7 @@ async def work(calls: int, milliseconds: float, claims: Path) -> None:
                 )
         return {}, {"cost_usd": 0.0, "calls": calls}
 
-    jobs.claim_many = timed
+    jobs.claim = timed
     await Worker(settings, settings.database_url, run_pass=simulated).run()
     claims.write_text("".join(f"{ms:.3f}\n" for ms in took), encoding="utf-8")
 

@@ -181,11 +181,31 @@ def database_errors(*, starting: bool = False, protocol: bool = False) -> Iterat
     except (asyncpg.InternalClientError, asyncpg.InterfaceError) as error:
         if isinstance(error, asyncpg.DataError):
             raise
+        if starting and isinstance(error, asyncpg.ClientConfigurationError):
+            raise unreadable_address(error) from None
         raise OutOfReach(f"database connection: {first_line(error)}") from error
     except (OSError, TimeoutError) as error:
         raise OutOfReach(
             f"the database cannot be reached: {first_line(error) or type(error).__name__}"
         ) from error
+    except ValueError as error:
+        if not starting:
+            raise
+        raise unreadable_address(error) from None
+
+
+def unreadable_address(error: ValueError) -> UsageError:
+    """Say that DATABASE_URL is torn or has options that do not exist.
+
+    An unescaped `/` or `#` in the password tears it: the error then quotes half of that, so only
+    what the driver says of options is repeated (promise 11).
+    """
+    known = isinstance(error, asyncpg.ClientConfigurationError)
+    told = f" ({first_line(error)})" if known else ""
+    return UsageError(
+        f"DATABASE_URL: cannot be read as an address{told}; percent-encode what is special in user "
+        "and password (%40 for @, %2F for /, %23 for #, %3A for :)"
+    )
 
 
 class ReadyStatement:
@@ -214,6 +234,7 @@ class ReadyStatement:
         try:
             value = await kept.statement.fetchval(*arguments)
         except BaseException:
+            # Whatever it was, a cancellation too: its connection goes back, and it is the caller's.
             await self._pool.release(kept.connection)
             raise
         others = self._pool.get_max_size() - self._pool.get_size() + self._pool.get_idle_size()
@@ -229,7 +250,7 @@ class ReadyStatement:
         connection = await self._pool.acquire()
         try:
             return _Kept(connection, await connection.prepare(self._query))
-        except BaseException:
+        except BaseException:  # as above: given back, and raised again
             await self._pool.release(connection)
             raise
 
@@ -248,7 +269,8 @@ def first_line(error: BaseException) -> str:
 
 def is_transaction_pooler(url: str) -> bool:
     """Whether the URL names a transaction pooler by its customary port (6543)."""
-    return urlsplit(url).port == 6543
+    hosts = urlsplit(url).netloc.rpartition("@")[2].split(",")  # libpq takes several
+    return any(host.endswith(":6543") for host in hosts)
 
 
 async def pools_transactions(url: str, other: Connection | None = None) -> bool:

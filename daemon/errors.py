@@ -130,13 +130,25 @@ class Cancelled(Stop):
 class CallError(FullpassError):
     """Something about one model call; the caller of the model deals with it."""
 
+    perhaps_paid = False
+    """Whether the server answered all the same: what it billed leaves a receipt."""
+    latency_ms = 0
+    """How long the call took: whether its person was erased meanwhile is told by that."""
+
 
 class CallFailed(CallError):
     """The call failed in passing (limit, overload, network): repeat it after a back-off."""
 
-    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_seconds: float | None = None,
+        perhaps_paid: bool = False,
+    ) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+        self.perhaps_paid = perhaps_paid
 
 
 class BadCall(CallError):
@@ -146,8 +158,7 @@ class BadCall(CallError):
 class UselessReply(CallError):
     """An answered and paid call whose reply cannot be used; the message says what was wrong."""
 
-    latency_ms = 0
-    """How long the call took: whether its person was erased meanwhile is told by that."""
+    perhaps_paid = True
 
 
 class NotTold(FullpassError):

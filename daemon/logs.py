@@ -108,6 +108,7 @@ def configure_logs(
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _account_for_error,
             _make_safe,
+            *([] if as_json else [_make_visible]),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
@@ -322,6 +323,21 @@ def _safe_text(text: str) -> str:
         return _cut(safe, length=len(safe))
     whole = masked(text[:_SEARCHED_CHARACTERS])[:-LONGEST_VALUE_CHARACTERS]
     return _cut(whole, length=len(text))
+
+
+def _make_visible(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Spell out what a terminal would obey or a line would break at; JSON escapes it by itself."""
+    return {_visible(name): _visible(value) for name, value in event.items()}
+
+
+def _visible(value: Any) -> Any:
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in value
+    )
 
 
 def _cut(text: str, *, length: int) -> str:

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+from daemon.database import unreadable_address
 from daemon.errors import TryAgain, UsageError
 from daemon.migration_files import (
     BOOTSTRAP,
@@ -60,7 +61,10 @@ LOCK_KEY = int.from_bytes(hashlib.sha256(b"fullpass.schema_migrations").digest()
 LOCK_TIMEOUT_SECONDS = 2
 """How long a migration may queue for a table before it steps back and lets the app's traffic by."""
 
-_RIGHTS_REMEDY = "run fullpass migrate as the owner of the tables"
+_RIGHTS_REMEDY = (
+    "run fullpass migrate as the owner of the tables; "
+    "a worker's own login needs the role fullpass_worker (fullpass doctor tells)"
+)
 _TABLE = "fullpass.schema_migrations"
 _CONCURRENT_INDEX = re.compile(
     r"\bcreate\s+(?:unique\s+)?index\s+concurrently\s+if\s+not\s+exists\s+(?P<index>[\w\"]+)\s+"
@@ -310,7 +314,9 @@ async def _connected(dsn: str) -> AsyncIterator[Connection]:
         connection = await asyncpg.connect(dsn, statement_cache_size=0, timeout=30)
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as e:
         raise UsageError(f"{place}: {e}: check DATABASE_URL") from e
-    except (OSError, TimeoutError, asyncpg.PostgresError) as e:
+    except ValueError as e:
+        raise unreadable_address(e) from None
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as e:
         raise TryAgain(f"{place}: cannot connect ({e}): check DATABASE_URL and the server") from e
     try:
         yield connection

@@ -2,8 +2,9 @@
 
 Owns reading them from the environment and then from `.env` in the working directory, and checking
 them at start. Promises that a bad value is reported as its VARIABLE and the rule it breaks, one
-line each, and that no secret shows in an error or a repr (promise 11). Leaves to others what a
-setting needs to be of use: that a database answers, that a key is accepted.
+line each, and that no secret shows in an error or a repr (promise 11); how a URL is checked and
+hidden is `urls.py`. Leaves to others what a setting needs to be of use: that a database answers,
+that a key is accepted.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from daemon.errors import UsageError
+from daemon.urls import MAIL, POSTGRES, WEB, checked_url, hide_password, hide_path, secrets_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 LlmProvider = Literal["anthropic", "bedrock", "vertex", "offline"]
 ExtractionMode = Literal["realtime", "batch"]
@@ -35,10 +37,6 @@ _BeatSeconds = Annotated[float, Field(ge=0.1, allow_inf_nan=False)]
 _Positive = Annotated[int, Field(ge=1)]
 
 _BEATS_PER_LEASE = 3
-_MASK = "***"
-_POSTGRES = ("postgres", "postgresql")
-_WEB = ("http", "https")
-_MAIL = ("smtp", "smtps")
 _SIGNING = "whsec_"
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _TRUE = frozenset({"1", "true", "t", "yes", "y", "on"})
@@ -81,8 +79,11 @@ class Settings(BaseSettings):
     aws_region: str | None = None
     aws_access_key_id: str | None = Field(default=None, repr=False)
     aws_secret_access_key: SecretStr | None = None
+    """Without these two AWS's own chain of credentials is asked."""
     aws_session_token: SecretStr | None = None
+    """Beside the two above, where they are temporary ones."""
     aws_bearer_token_bedrock: SecretStr | None = None
+    """A Bedrock API key, instead of the two."""
     anthropic_bedrock_base_url: str | None = None
     anthropic_bedrock_mantle_base_url: str | None = None
     anthropic_vertex_project_id: str | None = None
@@ -91,7 +92,9 @@ class Settings(BaseSettings):
     model_capabilities: Annotated[dict[str, dict[str, Any]], NoDecode] = Field(default_factory=dict)
     """What to know of models beside or instead of the built-in table (`llm/pricing.py`)."""
     extraction_model: str = DEFAULT_MODEL
+    """Reads the chunks: nearly all of the cost."""
     memory_model: str = DEFAULT_MODEL
+    """Judges alike facts, joins them and writes MEMORY."""
     sections_model: str = DEFAULT_MODEL
     extraction_mode: ExtractionMode = "realtime"
     batch_poll_seconds: _BeatSeconds = 30.0
@@ -99,8 +102,11 @@ class Settings(BaseSettings):
     fact_extraction_concurrency: int = Field(default=3, ge=1, le=50)
     """Ceiling of parallel LLM calls; memory and rate limits may hold it lower."""
     llm_timeout_seconds: _Seconds = 60.0
+    """Of one call; also what a job's patience without progress is counted in."""
     sections_timeout_seconds: _Seconds = 120.0
+    """The same for the sections, whose replies are long."""
     max_cost_usd_per_job: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """A job that might pass it stops before the call, with what is done kept."""
 
     # The pass
     chunk_tiers: Annotated[tuple[str, ...], NoDecode] = ("medium",)
@@ -112,23 +118,32 @@ class Settings(BaseSettings):
     extraction_window_tokens: int = Field(default=8000, ge=100)
     """Text that one extraction call reads."""
     min_extraction_coverage: float = Field(default=0.95, ge=0, le=1)
+    """Share of chunks that must have been read; below it the pass fails: no MEMORY is written."""
     min_conversations: int = Field(default=0, ge=0)
     """Fewer than this: MEMORY from what there is, sections skipped."""
     memory_max_tokens: int = Field(default=5000, ge=100)
+    """Budget of the MEMORY document."""
 
     # The daemon
     max_concurrent_jobs: _Positive = 2
+    """Ceiling of jobs at once; memory may hold it lower."""
     memory_limit_mb: int | None = Field(default=None, ge=32)
     """One of the limits; the smallest of this, the cgroup's and the machine's counts."""
     max_jobs_per_user_per_day: int | None = Field(default=5, ge=1)
     """None: no limit (`run`; 0 in the environment)."""
     poll_interval_seconds: _BeatSeconds = 5.0
+    """How often the queue is looked at when no notice comes."""
     heartbeat_seconds: _BeatSeconds = 10.0
     lease_seconds: _Seconds = 60.0
+    """How long after the last beat its jobs are another worker's; at least three beats."""
     shutdown_grace_seconds: float = Field(default=25.0, ge=0, allow_inf_nan=False)
+    """How long a drain waits for calls in flight; less than the platform's own grace."""
     rollout_percent: int = Field(default=100, ge=0, le=100)
+    """Share of users, by a stable hash, whose jobs this worker takes."""
     max_wait_hours: float = Field(default=48.0, gt=0, allow_inf_nan=False)
+    """A job that only waits (an outage, a spend limit) ends as failed after this."""
     pipeline_retention_days: _Positive = 30
+    """Timelines and reply texts older than this are pruned; facts and sums of cost stay."""
 
     # What people see
     alert_webhook: str | None = None
@@ -212,7 +227,7 @@ class Settings(BaseSettings):
     @field_validator("database_url", "database_listen_url")
     @classmethod
     def _postgres_url(cls, value: str | None) -> str | None:
-        return _checked_url(value, _POSTGRES, "postgresql://user:password@host:5432/database")
+        return checked_url(value, POSTGRES, "postgresql://user:password@host:5432/database")
 
     @field_validator(
         "supabase_url",
@@ -226,7 +241,7 @@ class Settings(BaseSettings):
     )
     @classmethod
     def _web_url(cls, value: str | None) -> str | None:
-        return _checked_url(value, _WEB, "https://host/path")
+        return checked_url(value, WEB, "https://host/path")
 
     @field_validator("notify_webhook_secret")
     @classmethod
@@ -248,7 +263,7 @@ class Settings(BaseSettings):
     @field_validator("smtp_url")
     @classmethod
     def _mail_url(cls, value: str | None) -> str | None:
-        return _checked_url(value, _MAIL, "smtp://user:password@host:587")
+        return checked_url(value, MAIL, "smtp://user:password@host:587")
 
     @model_validator(mode="after")
     def _agree(self) -> Settings:
@@ -288,7 +303,7 @@ class Settings(BaseSettings):
             if isinstance(value, SecretStr):
                 secrets.add(value.get_secret_value())
             elif isinstance(value, str) and "://" in value:
-                secrets.update(_url_secrets(value))
+                secrets.update(secrets_in(value))
         for webhook in (self.alert_webhook, self.notify_webhook):
             if webhook is not None and hide_path(webhook) != webhook:
                 secrets.update({webhook, webhook.partition("://")[2].partition("/")[2]})
@@ -322,59 +337,6 @@ def load_settings(**overrides: Any) -> Settings:
         raise UsageError("\n".join(dict.fromkeys(lines))) from None
     except (OSError, UnicodeError) as error:
         raise UsageError(f".env: cannot be read as UTF-8 text ({type(error).__name__})") from None
-
-
-def hide_password(url: str) -> str:
-    """Return the URL fit to be shown: the password, in the authority or the query, as `***`."""
-    shown = url
-    authority = _authority(url)
-    if authority is not None:
-        user, _, password = authority.partition(":")
-        if password:
-            shown = shown.replace(f"{authority}@", f"{user}:{_MASK}@", 1)
-    return re.sub(r"(?i)([?&][^=&]*password=)[^&]*", rf"\1{_MASK}", shown)
-
-
-def hide_path(url: str) -> str:
-    """Return scheme and host only: a webhook's path and query are its password."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    plain = parts.path in {"", "/"} and not parts.query and "@" not in parts.netloc
-    return url if plain else f"{parts.scheme}://{host}/{_MASK}"
-
-
-def _authority(url: str) -> str | None:
-    """Return `user:password` of a URL; None if it has none.
-
-    Looks for the last `@` before the query, so that a password with an unescaped `/` or `@`, which
-    a strict parser would tear apart and show, is still recognised as one.
-    """
-    rest = url.partition("://")[2]
-    for part in (rest.partition("?")[0], rest):
-        user_and_password, at, _ = part.rpartition("@")
-        if at:
-            return user_and_password
-    return None
-
-
-def _url_secrets(url: str) -> Iterable[str]:
-    password = (_authority(url) or "").partition(":")[2]
-    yield from (password, unquote(password))
-    for name, value in parse_qsl(url.partition("?")[2]):
-        if name.lower().endswith("password"):
-            yield value
-
-
-def _checked_url(value: str | None, schemes: tuple[str, ...], example: str) -> str | None:
-    """Return `value` if it is a URL of one of the schemes with a host where one is needed."""
-    if value is None:
-        return None
-    scheme, separator, rest = value.partition("://")
-    # A libpq URL may leave the host out (a local socket); a web or mail address cannot.
-    hostless = schemes is not _POSTGRES and not rest.rpartition("@")[2].strip("/")
-    if not separator or scheme.lower() not in schemes or hostless or re.search(r"\s", value):
-        raise ValueError(f"must look like {example}")
-    return value
 
 
 def _rule_lines(found: Any) -> list[str]:

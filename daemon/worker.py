@@ -4,9 +4,11 @@
       ▲                │
       └── paused ◀─────┘  something every job would meet: back off, use no attempt, resume
 
-Owns what an error means for a job and for the worker; what a pass does is `fullpass/`, what a lease
-is `queue/`. On SIGTERM it stops claiming, lets paid calls land, releases its jobs and returns; a
-second signal ends the process at once, which the fence makes safe.
+Owns what an error means for a job and for the worker. What a pass does is `fullpass/`, what a lease
+is `queue/`; there too are what this worker takes on (`intake.py`), what keeps it alive and awake
+(`lifelines.py`) and what it waits for (`pausing.py`). On SIGTERM it stops claiming, lets paid calls
+land, releases its jobs and returns; a second signal ends the process at once, which the fence makes
+safe.
 """
 
 from __future__ import annotations
@@ -21,10 +23,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-import psutil
-
 from daemon import __version__
-from daemon.database import is_transaction_pooler, open_pool
+from daemon.database import open_pool
 from daemon.errors import OutOfReach, Systemic
 from daemon.fullpass.chunks import tiers_for
 from daemon.fullpass.context import Pass
@@ -39,19 +39,17 @@ from daemon.llm.limiter import CallLimiter
 from daemon.llm.providers import provider_from
 from daemon.llm.sharing import Sharing, account_of
 from daemon.logs import bind_job, get_logger
-from daemon.memory_gauge import Gauge, allowed_calls, peak_rss_bytes, read_gauge
 from daemon.ops.doctor import at_start
 from daemon.ops.telling import Teller
 from daemon.ops.vital_signs import Attended, VitalSigns
-from daemon.queue import jobs
 from daemon.queue.ending import Endings, Tally
-from daemon.queue.heartbeat import Heartbeat
 from daemon.queue.housekeeping import keep_house
+from daemon.queue.intake import Intake
 from daemon.queue.lease import Lease, clock
-from daemon.queue.liveness import LoopEcho, Pulse, patience_seconds
+from daemon.queue.lifelines import Lifelines, lifelines
+from daemon.queue.liveness import patience_seconds
 from daemon.queue.pausing import Pausing
 from daemon.queue.shutdown import Shutdown
-from daemon.queue.wakeup import Wakeup
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -63,6 +61,7 @@ if TYPE_CHECKING:
     from daemon.llm.patience import Patience
     from daemon.ops.alerts import Alarm
     from daemon.queue.jobs import Job
+    from daemon.queue.wakeup import Wakeup
     from daemon.settings import Settings
 
 __all__ = ["Tally", "Worker"]
@@ -72,12 +71,10 @@ RunPass: TypeAlias = "Callable[[Pass], Awaitable[tuple[dict[str, Any], dict[str,
 
 _log = get_logger()
 
-_NEAR_RETRY_SECONDS = 60.0
-_ROOM_FOR_A_JOB_BYTES = 96 * 1024 * 1024
-_REREAD_SECONDS = 0.2
 _MEND_SECONDS = 3600.0
+"""Between two rounds of keeping house, which a worker makes besides claiming."""
 _LATE_SECONDS = 2.0
-_STUCK_COMMANDS = 5
+"""Beyond the grace, until the heartbeat's thread ends what the loop has not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +82,7 @@ class _Serving:
     """What a connected worker serves with."""
 
     pool: Pool
-    wakeup: Wakeup
-    heartbeat: Heartbeat
+    lifelines: Lifelines
     endings: Endings
     caller: Caller
     tiers: tuple[Tier, ...]
@@ -112,29 +108,26 @@ class Worker:
     ) -> None:
         self._settings = settings
         self._url = url
-        self._only = only
         self._run_pass = run_pass
         self._patience = patience
-        # Fresh at every boot: a restarted worker is another one.
+        # Fresh at every boot: a restarted worker must never be taken for the one before.
         self.worker_id = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(3)}"
         self.tally = Tally()
         self._running: dict[asyncio.Task[None], Lease] = {}
         self._shutdown = Shutdown()
         self._draining = self._shutdown.asked
-        # One job only is a person's `fullpass run`: they see how it ends.
+        # A worker of one job only is a person's `fullpass run`: they see how it ends.
         self._teller = Teller(settings, worker_id=self.worker_id, silent=only is not None)
         self._pausing = Pausing(self._teller.alarm)
         self._mend_at = 0.0
-        self._gauge: Gauge = read_gauge(memory_limit_mb=settings.memory_limit_mb)
-        self._gauge_read_at = time.monotonic()
-        self._process = psutil.Process()
-        # What outlasts a lease has no purpose.
+        self._intake = Intake(settings, worker_id=self.worker_id, only=only, tally=self.tally)
+        # A command that takes longer than a lease has lost its purpose.
         self._command_seconds = min(60.0, max(5.0, settings.lease_seconds))
         self.signs = VitalSigns(settings, vitals=self._vitals)
-        # Built here: a missing key ends all before any claim.
+        # Built here, so that a missing key or a wrong provider ends the command before any claim.
         self._provider = provider_from(settings)
         self._limiter = CallLimiter(
-            ceiling=settings.fact_extraction_concurrency, allowed=self._allowed_calls
+            ceiling=settings.fact_extraction_concurrency, allowed=self._intake.allowed_calls
         )
 
     @property
@@ -172,32 +165,20 @@ class Worker:
 
     async def _serve_with(self, pool: Pool, accepted: dict[str, str], *, once: bool) -> None:
         settings = self._settings
-        listen_url = settings.database_listen_url or (
-            None if is_transaction_pooler(self._url) else self._url
-        )
-        pulse = self._pulse = Pulse(patience_seconds=_STUCK_COMMANDS * self._command_seconds)
-        echo = LoopEcho(asyncio.get_running_loop())
-        heartbeat = Heartbeat(
-            self._url,
+        lines = lifelines(
+            pool,
+            settings,
+            url=self._url,
             worker_id=self.worker_id,
-            beat_seconds=settings.heartbeat_seconds,
-            lease_seconds=settings.lease_seconds,
+            command_seconds=self._command_seconds,
             vitals=self._vitals,
-            max_wait_hours=settings.max_wait_hours,
-            echo=echo,
-            pulse=pulse,
-            end_process=lambda: os._exit(1),
+            once=once,
         )
+        heartbeat, wakeup = lines.heartbeat, lines.wakeup
         ledger = Ledger(pool, landed=self._receipt_landed)
         serving = _Serving(
             pool=pool,
-            wakeup=Wakeup(
-                None if once else listen_url,
-                poll_seconds=settings.poll_interval_seconds,
-                pool=pool,
-                shares_url=not settings.database_listen_url,
-            ),
-            heartbeat=heartbeat,
+            lifelines=lines,
             endings=Endings(
                 pool,
                 worker_id=self.worker_id,
@@ -216,24 +197,24 @@ class Worker:
             medium=accepted["medium"],
             batches=batches_of(self._provider, pool, settings, read=read_reply),
         )
-        # The loop may be blocked by then.
+        # Should the loop be blocked then, the heartbeat's thread ends what it cannot.
         self._shutdown.at_once = lambda now: heartbeat.drain_by(
             now + settings.shutdown_grace_seconds + _LATE_SECONDS
         )
         sharing = Sharing(
             pool, self._limiter, worker_id=self.worker_id, account=account_of(settings)
         )
-        beside = [asyncio.create_task(self._wake_on_drain(serving.wakeup))]
+        beside = [asyncio.create_task(self._wake_on_drain(wakeup))]
         if serving.batches is not None:
             beside.append(asyncio.create_task(serving.batches.keep_tending()))
         beside.append(asyncio.create_task(at_start(None if once else pool, settings)))
         self._teller.start()
         heartbeat.start()
-        self.signs.attend(Attended(heartbeat, pulse, echo, serving.wakeup, pool))
+        self.signs.attend(Attended(heartbeat, lines.pulse, lines.echo, wakeup, pool))
         _log.info(
             "worker.started", worker_id=self.worker_id, version=__version__,
-            provider=self._provider.name, memory_limit_mb=self._gauge.limit_bytes >> 20,
-            memory_limit_from=self._gauge.source, llm_limit=self._limiter.limit,
+            provider=self._provider.name, memory_limit_mb=self._intake.gauge.limit_bytes >> 20,
+            memory_limit_from=self._intake.gauge.source, llm_limit=self._limiter.limit,
         )  # fmt: skip
         try:
             await self._shutdown.cut_short(self._serve(serving, once=once))
@@ -243,7 +224,7 @@ class Worker:
                 task.cancel()
             await self._teller.finish(seconds=15.0 if once else 1.0)
             ended = asyncio.to_thread(heartbeat.stop)
-            closing = sharing.close(), ended, serving.wakeup.close(), ledger.settle()
+            closing = sharing.close(), ended, wakeup.close(), ledger.settle()
             await asyncio.wait([asyncio.ensure_future(c) for c in closing], timeout=1.0)
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T | None:
@@ -260,27 +241,27 @@ class Worker:
 
     async def _serve(self, serving: _Serving, *, once: bool) -> None:
         """Claim and start jobs until drained or, with `once`, until nothing is due or near."""
-        pausing = self._pausing
+        pausing, lines = self._pausing, serving.lifelines
         while not self._draining.is_set():
             pause: float | None = None
-            self._pulse.expect(0.0)
-            serving.heartbeat.require()
+            lines.pulse.expect(0.0)
+            lines.heartbeat.require()
             try:
                 await self._claim_all(serving)
                 pausing.try_again()
                 if once and not self._running:
                     if pausing.troubled:
                         return  # every further job would meet the same
-                    if (pause := await self._seconds_to_next(serving.pool)) is None:
+                    if (pause := await self._intake.seconds_to_next(serving.pool)) is None:
                         return
                 pausing.reached_the_queue()
             except OutOfReach as error:
-                # The queue itself is out of reach: no job's trouble, no pause for them.
+                # The queue itself is out of reach: not a job's trouble, so no pause for them.
                 pause = pausing.lost_the_queue(error)
             if pausing.troubled:
                 pause = max(0.05, pausing.seconds_left)
-            self._pulse.expect(self._settings.poll_interval_seconds if pause is None else pause)
-            await serving.wakeup.wait(seconds=pause)
+            lines.pulse.expect(self._settings.poll_interval_seconds if pause is None else pause)
+            await lines.wakeup.wait(seconds=pause)
 
     async def _claim_all(self, serving: _Serving) -> None:
         """Start due jobs for as long as there is room for one more."""
@@ -289,7 +270,7 @@ class Worker:
             self._mend_at = time.monotonic() + _MEND_SECONDS * random.uniform(0.8, 1.2)
         while room := self._room():
             sent_at = clock()
-            claimed = await self._claim(serving.pool, room)
+            claimed = await self._intake.claim(serving.pool, room=room)
             for job in claimed:
                 JOBS_CLAIMED.inc()
                 self._start(serving, job, sent_at)
@@ -297,7 +278,7 @@ class Worker:
                 return
 
     def _start(self, serving: _Serving, job: Job, sent_at: float) -> None:
-        settings = self._settings
+        settings, lines = self._settings, serving.lifelines
         lease = Lease(
             serving.pool, job_id=job.id, epoch=job.lease_epoch,
             lease_seconds=settings.lease_seconds, sent_at=sent_at,
@@ -306,7 +287,7 @@ class Worker:
             job, lease, serving.pool, settings, serving.caller, serving.tiers, serving.medium,
             batches=serving.batches,
         )  # fmt: skip
-        serving.heartbeat.add(lease, patience_seconds=lambda: patience_seconds(work.step, settings))
+        lines.heartbeat.add(lease, patience_seconds=lambda: patience_seconds(work.step, settings))
         task = asyncio.create_task(self._run_job(work, serving.endings), name=f"job {job.id}")
         self._running[task] = lease
         if self._draining.is_set():
@@ -319,48 +300,18 @@ class Worker:
         lease.when_given_back(cancel)
 
         def ended(done: asyncio.Task[None]) -> None:
-            serving.heartbeat.remove(lease)
+            lines.heartbeat.remove(lease)
             self._running.pop(done, None)
-            serving.wakeup.wake()
+            lines.wakeup.wake()
             self._teller.wake()
 
         task.add_done_callback(ended)
 
     def _room(self) -> int:
-        """How many more jobs may start now: places, no pause, and memory for them."""
-        places = self._settings.max_concurrent_jobs - len(self._running)
-        if places <= 0 or self._draining.is_set() or self._pausing.seconds_left:
+        """How many more jobs may start now."""
+        if self._draining.is_set() or self._pausing.seconds_left:
             return 0
-        # An idle worker's memory stands still: the last beat's reading will do.
-        if self._running and time.monotonic() >= self._gauge_read_at + _REREAD_SECONDS:
-            self._read_gauge()
-        # One job runs in any memory; more need room.
-        least = 0 if self._running else 1
-        return min(places, max(least, self._gauge.available_bytes // _ROOM_FOR_A_JOB_BYTES))
-
-    async def _claim(self, pool: Pool, room: int) -> list[Job]:
-        settings = self._settings
-        if self._only and (self._running or self.tally.done_with(self._only)):
-            return []
-        return await jobs.claim_many(
-            pool,
-            limit=room,
-            worker_id=self.worker_id,
-            lease_seconds=settings.lease_seconds,
-            version=__version__,
-            rollout_percent=settings.rollout_percent if self._only is None else 100,
-            daily_limit=settings.max_jobs_per_user_per_day if self._only is None else None,
-            only=self._only,
-        )
-
-    async def _seconds_to_next(self, pool: Pool) -> float | None:
-        """With `once`: seconds to wait for a job due soon, or None when there is none."""
-        if self._only is not None:
-            return None
-        seconds = await jobs.seconds_to_next(pool)
-        if seconds is None or seconds > _NEAR_RETRY_SECONDS:
-            return None
-        return max(0.1, min(seconds + 0.05, self._settings.poll_interval_seconds))
+        return self._intake.room(running=len(self._running))
 
     # -- one job ---------------------------------------------------------------------------------
 
@@ -413,26 +364,11 @@ class Worker:
 
     # -- vitals ----------------------------------------------------------------------------------
 
-    def _read_gauge(self) -> None:
-        self._gauge = read_gauge(memory_limit_mb=self._settings.memory_limit_mb)
-        self._gauge_read_at = time.monotonic()
-
-    def _allowed_calls(self, largest_exchange_bytes: int) -> int:
-        self._read_gauge()
-        return allowed_calls(
-            self._gauge,
-            ceiling=self._settings.fact_extraction_concurrency,
-            largest_exchange_bytes=largest_exchange_bytes,
-        )
-
     def _vitals(self) -> dict[str, Any]:
-        """Read on the heartbeat's thread: plain attributes only."""
-        self._read_gauge()
+        """Report this worker; asked on the heartbeat's thread, so plain attributes only."""
         return {
             "version": __version__,
-            "rss_bytes": self._process.memory_info().rss,
-            "memory_limit_bytes": self._gauge.limit_bytes,
-            "peak_rss_bytes": peak_rss_bytes(),
+            **self._intake.vitals(),
             **self._limiter.vitals,
             "waiting_for": self._pausing.waits_for,
         }

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CONCURRENCY = 10
 _WARM_UP_JOBS = 10
 _PATIENCE_SECONDS = 90.0
+# For what a start or the warm-up leaves to be done in the background.
 _SETTLE_SECONDS = 0.5
 _STOP_SECONDS = 5.0
 # Backends tell pg_stat_database their counts once a second.
@@ -180,7 +181,7 @@ class Measured:
 
     async def idle(self, seconds: float) -> dict[str, float | str]:
         """Count what a worker with nothing to do asks of the server and of its own core."""
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(2.0)  # what a start does once is over: the idle worker alone is counted
         requests, cpu, started = await self.meter.requests(), _cpu_seconds(), time.perf_counter()
         await asyncio.sleep(seconds)
         took = time.perf_counter() - started

@@ -55,19 +55,20 @@ def exit_code_of(given: Sequence[str]) -> int:
 
 def _told(error: Exception, *, debug: bool) -> int:
     """Say what happened in a line and return the exit code."""
+    from daemon.cli.terminal import printable, printable_lines
     from daemon.logs import masked  # structlog: not for commands that succeed
 
     if debug:
-        click.echo(masked("".join(traceback.format_exception(error))), err=True)
+        click.echo(printable_lines(masked("".join(traceback.format_exception(error)))), err=True)
     if isinstance(error, FullpassError):
         usage = isinstance(error, UsageError)
         # About settings we speak ourselves and never quote a value; a mask that looks for
         # "NAME: value" would take "ANTHROPIC_API_KEY: not set" for one.
         told = str(error) if usage else masked(str(error))
-        first, *more = told.splitlines() or [type(error).__name__]
+        first, *more = printable_lines(told).splitlines() or [type(error).__name__]
         click.echo("\n  ".join([f"error: {first}", *more]), err=True)
         return BAD_USAGE if usage else FAILED
-    said = masked(str(error)).strip().partition("\n")[0]
+    said = printable(masked(str(error)).strip().partition("\n")[0])
     hint = "" if debug else " (--debug shows where)"
     click.echo(f"error: unexpected {type(error).__name__}: {said}{hint}", err=True)
     return FAILED

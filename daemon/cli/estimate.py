@@ -18,6 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from daemon.cli.run import readable
 from daemon.cli.summary import count, entry, left_out
 from daemon.cli.target import settings_and_logs
+from daemon.cli.terminal import printable_lines
 from daemon.fullpass import forecast
 from daemon.fullpass.estimate import survey
 from daemon.llm.pricing import priced_models
@@ -54,7 +55,7 @@ def estimate_export(export: Path, *, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(account, ensure_ascii=False))
     else:
-        click.echo(_screen(account))
+        click.echo(printable_lines(_screen(account)))
     return 0
 
 

@@ -40,6 +40,7 @@ from daemon.cli.target import (
     require_schema,
     settings_and_logs,
 )
+from daemon.cli.terminal import printable_lines
 from daemon.embedded import EmbeddedPostgres
 from daemon.errors import FullpassError, GiveUp, TryAgain, UsageError
 from daemon.settings import load_settings
@@ -97,7 +98,7 @@ def run_export(
     if as_json:
         click.echo(json.dumps(results.report, ensure_ascii=False))
     else:
-        click.echo(summary(results.report, folder=out, html=html))
+        click.echo(printable_lines(summary(results.report, folder=out, html=html)))
     return 0
 
 
@@ -109,7 +110,7 @@ def run_demo(*, out: Path, verbose: bool) -> int:
     example = bundled_example()
     results = _carried_out(_Order(example, out, settings, local_person(example), home))
     _print_memory(results.memory)
-    click.echo(summary(results.report, folder=out), err=True)
+    click.echo(printable_lines(summary(results.report, folder=out)), err=True)
     return 0
 
 
@@ -332,7 +333,8 @@ def _print_memory(memory: str) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    Console().print(Markdown(memory))
+    # A link is shown with where it leads: a terminal's own would hide that.
+    Console().print(Markdown(printable_lines(memory), hyperlinks=False))
     click.echo()
 
 

@@ -8,6 +8,7 @@ import click
 
 from daemon import migrations
 from daemon.cli.target import database_url, settings_and_logs
+from daemon.cli.terminal import printable
 from daemon.errors import UsageError
 
 
@@ -22,7 +23,7 @@ def migrate_database(*, check: bool, as_sql: bool) -> int:
     if check:
         problems = asyncio.run(migrations.check(url))
         for problem in problems:
-            click.echo(problem)
+            click.echo(printable(problem))
         if not problems:
             click.echo("up to date")
         return 1 if problems else 0

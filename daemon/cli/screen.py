@@ -210,6 +210,15 @@ def aligned(console: Console, left: str, text: str, *, style: str = "") -> None:
 
 def _running(console: Console, job: Account) -> None:
     aligned(console, f"  {_bar(job['progress'])} {job['progress']:>3}%  ", job["job_id"])
+    told = [*whereabouts(job), f"${job['cost_usd']:.4f}"]
+    aligned(console, f"  {'':<{_BAR_CELLS}}        ", " · ".join(told))
+    if job["lease_left_seconds"] is not None and job["lease_left_seconds"] < 0:
+        lost = f"{job['worker_id'] or 'its worker'} is lost; the next claim takes it up"
+        aligned(console, f"  {'':<{_BAR_CELLS}}        ", lost, style="red")
+
+
+def whereabouts(job: Account) -> list[str]:
+    """Say where a running pass is: its step, what it has read, for how long, how long still."""
     told = [job["step"] or "starting"]
     to_read = job["chunks_read"] + job["chunks_unread"]
     if job["step"] == "extract_facts" and to_read:
@@ -217,11 +226,7 @@ def _running(console: Console, job: Account) -> None:
     told.append(f"for {span(job['age_seconds'])}")
     if job["seconds_left"]:
         told.append(f"about {span(job['seconds_left'])} left")
-    told.append(f"${job['cost_usd']:.4f}")
-    aligned(console, f"  {'':<{_BAR_CELLS}}        ", " · ".join(told))
-    if job["lease_left_seconds"] is not None and job["lease_left_seconds"] < 0:
-        lost = f"{job['worker_id'] or 'its worker'} is lost; the next claim takes it up"
-        aligned(console, f"  {'':<{_BAR_CELLS}}        ", lost, style="red")
+    return told
 
 
 def _stuck(console: Console, jobs: list[Account], of_all: int) -> None:
@@ -236,17 +241,10 @@ def _stuck(console: Console, jobs: list[Account], of_all: int) -> None:
 
 
 def _worker(console: Console, worker: Account) -> None:
-    memory = "memory not known"
-    if worker["rss_bytes"] is not None:
-        memory = f"{worker['rss_bytes'] >> 20} MB"
-        if worker["memory_limit_bytes"]:
-            memory += f" of {worker['memory_limit_bytes'] >> 20}"
     beat = span(worker["beat_age_seconds"])
-    calls = f"calls {worker['llm_in_flight'] or 0} of {worker['llm_limit'] or 0}"
-    if worker["llm_held_by"] in {"memory", "rate"}:
-        calls += f", held by {worker['llm_held_by']}"
     told = [
-        f"{worker['jobs']} jobs", memory, calls,
+        f"{worker['jobs']} jobs", memory_of(worker) or "memory not known",
+        f"calls {calls_of(worker)}",
         f"{worker['calls_per_minute']} a minute",
         f"beat {beat} ago" if worker["alive"] else f"silent for {beat}",
     ]  # fmt: skip
@@ -254,6 +252,21 @@ def _worker(console: Console, worker: Account) -> None:
     aligned(console, "    ", " · ".join(told), style="" if worker["alive"] else "red")
     if worker["waiting_for"]:
         aligned(console, "    ", f"paused: {worker['waiting_for']}", style="yellow")
+
+
+def memory_of(worker: Account) -> str | None:
+    """Say what memory a worker has in use, and of how much; None when it has not told."""
+    if worker["rss_bytes"] is None:
+        return None
+    used, limit = worker["rss_bytes"] >> 20, worker["memory_limit_bytes"]
+    return f"{used:,} MB" + (f" of {limit >> 20:,}" if limit else "")
+
+
+def calls_of(worker: Account) -> str:
+    """Say how many LLM calls a worker has under way, of how many, and what holds them lower."""
+    calls = f"{worker['llm_in_flight'] or 0} of {worker['llm_limit'] or 0}"
+    held_by = worker["llm_held_by"]
+    return f"{calls}, held by {held_by}" if held_by in {"memory", "rate"} else calls
 
 
 def _heading(console: Console, text: str) -> None:

@@ -10,9 +10,6 @@ import textwrap
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
-from rich.cells import cell_len
-from rich.text import Text
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -34,12 +31,20 @@ def printable(value: Any) -> Any:
     )
 
 
+def printable_lines(text: str) -> str:
+    """Return a text of several lines with nothing in it that a terminal would obey."""
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
 def _is_obeyed(char: str) -> bool:
     return char in _TURNING or unicodedata.category(char) in {"Cc", "Cs"}
 
 
 def folded(console: Console, text: str, room: int) -> list[str]:
     """Return the text in lines of at most so many cells."""
+    from rich.cells import cell_len
+    from rich.text import Text
+
     lines = textwrap.wrap(text, room, break_on_hyphens=False) or [""]
     if all(cell_len(line) <= room for line in lines):
         return lines

@@ -20,6 +20,7 @@ from daemon.cli.target import (
     require_schema,
     settings_and_logs,
 )
+from daemon.cli.terminal import printable_lines
 from daemon.errors import TryAgain
 from daemon.logs import get_logger
 from daemon.ops.health_server import health_port
@@ -51,7 +52,8 @@ def run_worker(*, once: bool, as_json: bool) -> int:
             return 0
         tally, still_due = asyncio.run(_serve(worker, url, once=True))
     account = _account(tally, still_due)
-    click.echo(json.dumps(account, ensure_ascii=False) if as_json else _table(account))
+    told = json.dumps(account, ensure_ascii=False) if as_json else printable_lines(_table(account))
+    click.echo(told)
     return 1 if account["failed"] or account["left"] else 0
 
 

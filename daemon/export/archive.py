@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 _CONVERSATIONS = re.compile(r"conversations(?:-(\d{1,9}))?\.json", re.IGNORECASE)
 _MEMORIES = re.compile(r"(?:.*/)?memories(?:(?:-\d{1,9})?|/[^/]+)\.json", re.IGNORECASE)
+_SINGLE = re.compile(r"(?:.*/)?conversations/[^/]+\.json", re.IGNORECASE)
 _PROJECTS = re.compile(r"(?:.*/)?projects(?:(?:-\d{1,9})?|/[^/]+)\.json", re.IGNORECASE)
+_DESIGNS = re.compile(r"(?:.*/)?design_chats(?:(?:-\d{1,9})?|/[^/]+)\.json", re.IGNORECASE)
 _READABLE = (".json", ".html", ".htm")
 _COMPANIONS = frozenset(
     {
@@ -58,7 +60,7 @@ class Archive:
     """An export file opened for reading; a context manager. Raises BadExport, one line, on entry.
 
     `ignored` holds kinds of members left out on purpose; `problems` what is wrong with the archive
-    itself, each `(member, reason)`.
+    itself, each `(member, reason)`. `lacks_shards` where a number is missing between others.
     """
 
     def __init__(self, path: Path, name: str, limits: Limits) -> None:
@@ -71,6 +73,7 @@ class Archive:
         self.ignored: dict[str, int] = {}
         self.problems: list[tuple[str, str]] = []
         self.bytes_total = 0
+        self.lacks_shards = False
         self._kind = ""
 
     def __enter__(self) -> Self:
@@ -81,7 +84,7 @@ class Archive:
             raise BadExport(f"{self._name}: cannot be opened ({reason}); check the path") from None
         try:
             self._open()
-        except BaseException:
+        except BaseException:  # nobody gets to __exit__, which would close it
             self._file.close()
             raise
         return self
@@ -159,9 +162,14 @@ class Archive:
             raise BadExport(f"{self._name}: {shown(member)} {reason}")
         self.problems += refused
         if not self.members:
+            inner = _inner_zip(files)
             raise BadExport(
-                f"{self._name}: the zip holds {_inventory(files)} but no conversations; "
-                "upload the zip that the chat app sent, unchanged"
+                f"{self._name}: the zip holds {_inventory(files)} but no conversations; upload "
+                + (
+                    f"{shown(inner)} out of it"
+                    if inner
+                    else "the zip that the chat app sent, unchanged"
+                )
             )
         declared = sum(member.entry.size for member in self.members if member.entry is not None)
         if declared > self._limits.decompressed_bytes:
@@ -175,21 +183,29 @@ class Archive:
         """Yield the members that hold conversations, in order, then what stands beside them."""
         files = [entry for entry in files if not _is_litter(entry.name)]
         shards: list[tuple[str, int, zipfiles.Entry]] = []
+        singles = []
         memories = []
         rest = []
         for entry in files:
             path = PurePosixPath(entry.name.replace("\\", "/"))
             if found := _CONVERSATIONS.fullmatch(path.name):
                 shards.append((str(path.parent), int(found.group(1) or -1), entry))
+            elif _SINGLE.fullmatch(str(path)):
+                singles.append(entry)
             elif _MEMORIES.fullmatch(str(path)):
                 memories.append(entry)
             elif _PROJECTS.fullmatch(str(path)):
                 self.ignored["project documents"] = self.ignored.get("project documents", 0) + 1
+            elif _DESIGNS.fullmatch(str(path)):
+                self.ignored["design chats"] = self.ignored.get("design chats", 0) + 1
             elif path.suffix.lower() in _READABLE and path.name.lower() not in _COMPANIONS:
                 rest.append(entry)
         shards.sort(key=lambda shard: shard[:2])
+        self.lacks_shards = _gap({number for _, number, _ in shards if number >= 0})
         yield from (entry for _, _, entry in shards)
-        if not shards:
+        # One file a conversation, beside an index of them.
+        yield from (entry for entry in singles if self._sniffs_well(entry))
+        if not shards and not singles:
             # No name we know: the content decides (Takeout names its files in the user's language).
             yield from (e for e in rest[:_SNIFFED_MEMBERS] if self._sniffs_well(e))
         yield from memories
@@ -218,9 +234,20 @@ class Archive:
         return ""
 
 
+def _gap(numbers: set[int]) -> bool:
+    """Whether shards are missing between others."""
+    return bool(numbers) and max(numbers) - min(numbers) >= len(numbers)
+
+
 def _is_litter(name: str) -> bool:
     parts = name.replace("\\", "/").split("/")
     return "__MACOSX" in parts or parts[-1].startswith("._")
+
+
+def _inner_zip(files: list[zipfiles.Entry]) -> str:
+    """Name the zip inside that most likely holds the conversations; "" where there is none."""
+    zips = [entry.name for entry in files if entry.name.lower().endswith(".zip")]
+    return next((name for name in zips if "conversation" in name.lower()), "".join(zips[:1]))
 
 
 def _inventory(files: list[zipfiles.Entry]) -> str:

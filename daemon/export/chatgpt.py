@@ -31,6 +31,7 @@ from daemon.export.values import (
     identifier,
     list_of,
     mapping_of,
+    past_time_of,
     short_hash,
     time_of,
     title_of,
@@ -40,11 +41,10 @@ from daemon.export.values import decode as decode_plain
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
-    from pathlib import Path
 
     from daemon.export.conversation import ReadReport, Role
     from daemon.export.members import Member
-    from daemon.export.spool import Collected
+    from daemon.export.spool import Collected, Room
 
 # Only what is read is typed, and each leaf is Any: msgspec then skips the bulk of a node's metadata
 # without building it, and a wrong type in a leaf is no error.
@@ -187,14 +187,14 @@ class ChatGPTReader:
         yield from self._read(decode(raw, strict=strict), place, messages, lambda message: message)
 
     def read_members(
-        self, members: Iterable[Member], place: str, folder: Path | None
+        self, members: Iterable[Member], place: str, room: Room
     ) -> Iterator[Conversation]:
         """Do the same for an object too large to be held; raises DecodeError.
 
         Its nodes wait on disk until the path is known; of each only its place in the tree is held.
         """
         export = _Export(mapping={})
-        spool = Spool(folder)
+        spool = Spool(room)
         for within, key, raw in members:
             if within == "mapping":
                 node = _decoded_node(raw)
@@ -210,7 +210,7 @@ class ChatGPTReader:
             node = _decoded_node(spool[stub.content])
             return (node and node.message) or stub
 
-        yield from self._read(export, place, SpooledMessages(folder), load)
+        yield from self._read(export, place, SpooledMessages(room), load)
         spool.close()
 
     def _read(
@@ -222,12 +222,15 @@ class ChatGPTReader:
     ) -> Iterator[Conversation]:
         """Yield what the object holds: shared texts met for the first time, then the conversation.
 
-        Yields nothing at all where the person asked not to be remembered.
+        Of one that the person asked not to be remembered only that: it comes without messages.
         """
-        created, updated = time_of(export.create_time), time_of(export.update_time)
+        created, updated = time_of(export.create_time), past_time_of(export.update_time)
         self._report.reaches(updated)
+        own_id = identifier(export.id) or identifier(export.conversation_id)
         if self._forgotten(export):
             self._report.forgotten += 1
+            if own_id:
+                yield Conversation("chatgpt", own_id, "", (), created, updated, place)
             return
         context: list[Message] = []
         for key, raw in self._path(export, place):
@@ -242,7 +245,6 @@ class ChatGPTReader:
         if not messages:
             self._report.empty += not context
             return
-        own_id = identifier(export.id) or identifier(export.conversation_id)
         if not own_id:
             own_id = short_hash("chatgpt", export.create_time, messages[0].id, messages[0].text)
         yield Conversation(
@@ -257,7 +259,7 @@ class ChatGPTReader:
 
     @staticmethod
     def _forgotten(export: _Export) -> bool:
-        if export.is_do_not_remember is True or export.is_temporary_chat is True:
+        if any(_is_true(flag) for flag in (export.is_do_not_remember, export.is_temporary_chat)):
             return True
         scope = export.memory_scope
         return isinstance(scope, str) and _MEMORY_OFF.search(scope.casefold()) is not None
@@ -403,6 +405,11 @@ class ChatGPTReader:
             created_at=message.at or met_at,
             place=place,
         )
+
+
+def _is_true(flag: object) -> bool:
+    """Whether a flag is set, however it was written down."""
+    return flag is True or flag == 1 or (isinstance(flag, str) and flag.casefold() == "true")
 
 
 def _message_id(raw: _Message, key: str) -> str:

@@ -18,6 +18,7 @@ from daemon.export.values import (
     identifier,
     list_of,
     mapping_of,
+    past_time_of,
     short_hash,
     time_of,
     title_of,
@@ -25,14 +26,14 @@ from daemon.export.values import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
 
     from daemon.export.conversation import ReadReport, Role
     from daemon.export.members import Member
-    from daemon.export.spool import Collected
+    from daemon.export.spool import Collected, Room
 
 _ROLES: dict[str, Role] = {"human": "user", "user": "user", "assistant": "assistant"}
 _LINKS = ("uuid", "parent_message_uuid", "created_at")
+_MEMORIES = frozenset({"conversations_memory", "project_memories", "memory_files"})
 _NOT_SPOKEN = frozenset(
     {
         "thinking",
@@ -56,7 +57,7 @@ def is_claude(value: dict[str, Any]) -> bool:
 
 def is_memories(value: dict[str, Any]) -> bool:
     """Say whether a decoded object is Claude's memory of the person."""
-    return "conversations_memory" in value or "project_memories" in value
+    return not _MEMORIES.isdisjoint(value)
 
 
 class ClaudeReader:
@@ -83,7 +84,7 @@ class ClaudeReader:
             yield from self._conversation(value, exported, place, messages, lambda raw: raw)
 
     def read_members(
-        self, members: Iterable[Member], place: str, folder: Path | None
+        self, members: Iterable[Member], place: str, room: Room
     ) -> Iterator[Conversation]:
         """Yield the conversation of an object too large to be held; raises DecodeError.
 
@@ -91,7 +92,7 @@ class ClaudeReader:
         """
         value: dict[str, Any] = {}
         exported: list[dict[str, Any]] = []
-        spool = Spool(folder)
+        spool = Spool(room)
         for within, key, raw in members:
             if within == "chat_messages":
                 message = decode(raw)
@@ -101,18 +102,23 @@ class ClaudeReader:
             elif raw and not within:
                 value[key] = decode(raw)
         yield from self._conversation(
-            value, exported, place, SpooledMessages(folder), lambda stub: decode(spool[stub[""]])
+            value, exported, place, SpooledMessages(room), lambda stub: decode(spool[stub[""]])
         )
         spool.close()
 
     def _memories(self, value: dict[str, Any], place: str) -> Iterator[Conversation]:
-        texts = [("Claude's memory", value.get("conversations_memory"))]
+        self._report.memories = True
+        whole_at = time_of(value.get("updated_at")) or time_of(value.get("created_at"))
+        texts = [("Claude's memory", value.get("conversations_memory"), whole_at)]
         texts += [
-            ("Claude's memory of a project", text)
+            ("Claude's memory of a project", text, whole_at)
             for text in mapping_of(value.get("project_memories")).values()
         ]
-        at = time_of(value.get("updated_at")) or time_of(value.get("created_at"))
-        for title, raw in texts:
+        for file in map(mapping_of, list_of(value.get("memory_files"))):
+            at = time_of(file.get("updated_at")) or time_of(file.get("created_at")) or whole_at
+            name = title_of(file.get("path"))
+            texts.append((f"Claude's memory: {name}".rstrip(": "), file.get("content"), at))
+        for title, raw, at in texts:
             text = clean(raw).strip()
             entry_id = f"memory:{short_hash(fold(text))}"
             if not text or entry_id in self._seen_memories:
@@ -150,7 +156,7 @@ class ClaudeReader:
             title=title_of(value.get("name")),
             messages=collected(messages),
             created_at=time_of(value.get("created_at")),
-            updated_at=time_of(value.get("updated_at")),
+            updated_at=past_time_of(value.get("updated_at")),
             place=place,
         )
 

@@ -49,7 +49,8 @@ class Conversation:
     id: str
     title: str
     messages: Sequence[Message]
-    """A tuple, or for a conversation too large to be held a sequence on disk."""
+    """A tuple, or for a conversation too large to be held a sequence on disk. Empty where the
+    person asked that it be forgotten."""
     created_at: datetime | None = None
     updated_at: datetime | None = None
     place: str = ""
@@ -84,6 +85,20 @@ class ReadReport:
     """When a conversation of this export, read or not, was last updated: how far it goes."""
     whole: bool = False
     """True once every conversation was read and nothing was damaged or cut short (promise 10)."""
+    part: bool = False
+    """Whether the file calls itself one of several (`conversations-001.zip`), or lacks one."""
+    memories: bool = False
+    """Whether what the app itself remembered came in a file of its own, as Claude's does."""
+
+    @property
+    def tells_of_conversations(self) -> bool:
+        """Whether a conversation that is not in it may be taken for gone, if it was read whole."""
+        return not self.part and self.conversations + self.empty + self.forgotten > 0
+
+    @property
+    def tells_of_context(self) -> bool:
+        """Whether the same holds of custom instructions and saved memories."""
+        return self.memories if self.source == "claude" else self.tells_of_conversations
 
     def ignore(self, kind: str, count: int = 1) -> None:
         """Count something left out on purpose; kinds beyond fifty are counted together."""
@@ -102,6 +117,15 @@ class ReadReport:
         """Note that the export holds a conversation as it was at that time."""
         if updated_at is not None and (self.newest is None or updated_at > self.newest):
             self.newest = updated_at
+
+    def lose(self, conversation: Conversation, reason: str) -> None:
+        """Take a conversation back that was counted as read, and count it as damaged."""
+        if conversation.messages[0].id == conversation.id:
+            self.context_entries -= 1
+        else:
+            self.conversations -= 1
+            self.messages -= len(conversation.messages)
+        self.damage(conversation.place, reason)
 
     def damage(self, place: str, reason: str) -> None:
         """Count one unreadable thing and keep its account while there is room."""

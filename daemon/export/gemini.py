@@ -8,11 +8,11 @@ other products is counted by name and left out.
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from daemon.export.conversation import Conversation, Message
 from daemon.export.html_text import html_to_text
+from daemon.export.page_dates import date_of, is_date
 from daemon.export.values import (
     DecodeError,
     clean,
@@ -26,6 +26,7 @@ from daemon.export.values import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import datetime
 
     from daemon.export.conversation import ReadReport
 
@@ -41,24 +42,6 @@ _ATTACHED = re.compile(r"\s*Attached \d+ (?:image|file)s?\.?\s*$")
 
 _CELL = b'class="outer-cell'
 _INNER_CELL = re.compile(r'<div class="(header-cell|content-cell)([^"]*)"[^<>]*>', re.IGNORECASE)
-_DATE_LINE = re.compile(
-    r"^(?=.*\b(?:19|20)\d\d\b)(?=.*\d{1,2}:\d\d:\d\d)[^<>]{12,60}$|^\d{4}-\d\d-\d\dT[\d:.]+Z?$"
-)
-_ZONES = {
-    "PST": -8, "PDT": -7, "MST": -7, "MDT": -6, "CST": -6, "CDT": -5, "EST": -5, "EDT": -4,
-    "AKST": -9, "AKDT": -8, "HST": -10, "BRT": -3, "BST": 1, "WET": 0, "WEST": 1, "CET": 1,
-    "CEST": 2, "MEZ": 1, "MESZ": 2, "EET": 2, "EEST": 3, "MSK": 3, "IST": 5.5, "SGT": 8,
-    "HKT": 8, "JST": 9, "KST": 9, "AEST": 10, "AEDT": 11, "NZST": 12, "NZDT": 13,
-}  # fmt: skip
-_FORMATS = (
-    "%b %d, %Y, %I:%M:%S %p",
-    "%b %d, %Y, %H:%M:%S",
-    "%d %b %Y, %H:%M:%S",
-    "%d.%m.%Y, %H:%M:%S",
-    "%d/%m/%Y, %H:%M:%S",
-    "%Y/%m/%d %H:%M:%S",
-    "%Y-%m-%d %H:%M:%S",
-)
 
 
 def is_gemini(value: dict[str, Any]) -> bool:
@@ -106,12 +89,12 @@ class GeminiReader:
         if not self._is_wanted([header] if header else []):
             return
         lines = content.split("\n")
-        dated = next((i for i, line in enumerate(lines) if _DATE_LINE.match(line.strip())), None)
+        dated = next((i for i, line in enumerate(lines) if is_date(line.strip())), None)
         if dated is None:
             title, answer, at = lines[0], "\n".join(lines[1:]), None
         else:
             title, answer = "\n".join(lines[:dated]), "\n".join(lines[dated + 1 :])
-            at = _time_of_page(lines[dated].strip())
+            at = date_of(lines[dated].strip())
         yield from self._entry(clean(title), clean(answer), at, place)
 
     def _is_wanted(self, products: list[str]) -> bool:
@@ -138,7 +121,8 @@ class GeminiReader:
         if not prompt and not answer:
             self._report.empty += 1
             return
-        own_id = short_hash("gemini", at.isoformat() if at is not None else "", prompt)
+        # Without a date, only the answer tells two equal prompts ("go on") apart.
+        own_id = short_hash("gemini", at.isoformat() if at is not None else answer, prompt)
         messages = []
         if prompt:
             messages.append(Message(f"{own_id}:prompt", "user", prompt, at))
@@ -186,32 +170,3 @@ def cells(read: Callable[[int], bytes], *, cell_bytes: int) -> Iterator[tuple[by
         yield window, ""
     if not ended:
         yield b"", "cut short"
-
-
-def _time_of_page(line: str) -> datetime | None:
-    """Read a date as the page writes it; its zone by the common abbreviations, else UTC."""
-    if (at := time_of(line)) is not None:
-        return at
-    line = " ".join(line.replace("\u202f", " ").replace("Sept ", "Sep ").split())
-    stem, _, zone = line.rpartition(" ")
-    hours: float | None = _ZONES.get(zone.upper(), 0.0 if zone in {"UTC", "GMT"} else None)
-    if hours is None:
-        offset = re.fullmatch(r"(?:GMT|UTC)([+-]\d{1,2})(?::?(\d\d))?", zone)
-        if offset is not None:
-            minutes = int(offset.group(2) or 0) / 60
-            whole = int(offset.group(1))
-            hours = whole + (minutes if whole >= 0 else -minutes)
-        else:
-            stem = line if not zone.isalpha() or zone in {"AM", "PM"} else stem
-            hours = 0.0
-    if abs(hours) > 14:
-        hours = 0.0
-    for pattern in _FORMATS:
-        try:
-            local = datetime.strptime(stem, pattern).replace(
-                tzinfo=timezone(timedelta(hours=hours))
-            )
-        except ValueError:
-            continue
-        return local.astimezone(UTC)
-    return None

@@ -20,11 +20,11 @@ from daemon.export.values import DecodeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from daemon.export.conversation import Conversation, ReadReport, Source
     from daemon.export.members import Member
     from daemon.export.scanner import ObjectScanner
+    from daemon.export.spool import Room
     from daemon.export.streams import Limits
 
 # The container by which a conversation is known that is not decoded whole.
@@ -53,11 +53,11 @@ def read_large(
     place: str,
     *,
     limits: Limits,
-    folder: Path | None,
+    room: Room,
 ) -> tuple[Source, list[Conversation]]:
     """Read the large object that the scanner just met.
 
-    `known` is the export's source where one was seen; `folder` is for what waits on disk. Raises
+    `known` is the export's source where one was seen; `room` is for what waits on disk. Raises
     DecodeError; the scanner then stands behind the object all the same.
     """
     pieces = scanner.pieces()
@@ -66,7 +66,7 @@ def read_large(
     )
     found, damage = None, ""
     try:
-        found = _read(iter(members), readers, known, place, limits=limits, folder=folder)
+        found = _read(iter(members), readers, known, place, limits=limits, room=room)
     except DecodeError as error:
         damage = str(error)
     except OSError as error:
@@ -89,7 +89,7 @@ def _read(
     place: str,
     *,
     limits: Limits,
-    folder: Path | None,
+    room: Room,
 ) -> tuple[Source, list[Conversation]]:
     head = []
     for member in members:
@@ -102,4 +102,4 @@ def _read(
     if known not in {None, source}:
         raise DecodeError(f"a {source} conversation among {known} ones")
     reader = readers.chatgpt if source == "chatgpt" else readers.claude
-    return source, list(reader.read_members(chain(head, members), place, folder))
+    return source, list(reader.read_members(chain(head, members), place, room))

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from daemon.export.credentials import Found
 
@@ -90,11 +90,12 @@ def after(text: str, at: int, stem: bytes) -> Iterator[Found]:
         yield from _password(text, at, word.end())
 
 
-def foreign(text: str) -> Iterator[Found]:
+def foreign(text: str, on_look: Callable[[], None]) -> Iterator[Found]:
     """Find what stands after a word for a password that is no ASCII."""
     for name, rest in _FOREIGN_STEMS.items():
         at = text.find(name)
         while at >= 0:
+            on_look()
             word = rest.match(text, at + len(name))
             if word is not None:
                 yield from _password(text, at, word.end())

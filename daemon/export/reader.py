@@ -9,7 +9,7 @@ runs it in a child process.
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from dataclasses import replace
 from hashlib import blake2b
@@ -27,8 +27,10 @@ from daemon.export.claude import is_claude
 from daemon.export.conversation import Conversation, ReadReport
 from daemon.export.large import Readers, read_large
 from daemon.export.redact import redact_each
+from daemon.export.refusals import error_text, why_nothing
 from daemon.export.scanner import ObjectScanner
-from daemon.export.spool import SpooledMessages, collected
+from daemon.export.sniff import looks_like
+from daemon.export.spool import Room, SpooledMessages, collected, nobody
 from daemon.export.streams import Limits
 from daemon.export.values import DecodeError, decode
 
@@ -44,8 +46,9 @@ if TYPE_CHECKING:
 
 _CONTEXT_ROLES = frozenset({"instructions", "memory"})
 _KEY_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,30}")
-_ERROR_KEYS = ("message", "error", "detail", "error_description")
-_UPLOAD = "upload the zip that the chat app sent, or its conversations.json"
+_NUMBERED = re.compile(
+    r"conversations-\d{3,}(?:[ _]?\(\d+\))?\.(?:json|zip)(?:\.gz)?", re.IGNORECASE
+)
 
 
 class ExportReader:
@@ -54,7 +57,9 @@ class ExportReader:
     `name` is what messages call the file (its storage path, say). `file_type` is what the app
     believes the file to be; the content decides. `folder` is where a conversation too large to be
     held may wait (the system's temporary one by default). `on_read` is called at each piece of the
-    file. Raises BadExport when nothing can be read.
+    file, and of long work on one. With `tell_forgotten`, a conversation that the person asked not
+    to be remembered comes too, without messages, so that what is stored of it can go. Raises
+    BadExport when nothing can be read.
     """
 
     def __init__(
@@ -66,16 +71,19 @@ class ExportReader:
         limits: Limits | None = None,
         folder: Path | None = None,
         on_read: Callable[[], None] | None = None,
+        tell_forgotten: bool = False,
     ) -> None:
         self._path = path
-        self._folder = folder
-        self._on_read = on_read
+        self._on_read = on_read or nobody
+        self._room = Room(folder, self._on_read)
         self._name = shown(name or path.name)
         self._file_type = file_type
         self._limits = limits or Limits()
-        self.report = ReadReport()
+        self.report = ReadReport(part=_NUMBERED.fullmatch(self._base_name()) is not None)
         self._readers = Readers(self.report)
         self._latest: dict[int, float] = {}
+        self._tell_forgotten = tell_forgotten
+        self._forgotten: set[int] = set()
         self._archive: Archive | None = None
         self._closed = True
         self._met = 0
@@ -91,6 +99,7 @@ class ExportReader:
                 shown(member.name) for member in archive.members[:1000] if member.name
             ]
             report.bytes_total = archive.bytes_total
+            report.part = report.part or archive.lacks_shards
             for kind, count in archive.ignored.items():
                 report.ignore(kind, count)
             for member_name, reason in archive.problems:
@@ -99,7 +108,16 @@ class ExportReader:
                 yield from self._member(member)
         report.bytes_read = report.bytes_total
         if not report.conversations and not report.context_entries:
-            raise BadExport(self._why_nothing())
+            raise BadExport(
+                why_nothing(
+                    self._name,
+                    report,
+                    met=self._met,
+                    unrecognised=self._unrecognised,
+                    error_body=self._error_body,
+                    other_products=self._readers.gemini.other_products,
+                )
+            )
         report.whole = self._closed and not report.damaged
 
     # --- one member
@@ -110,6 +128,9 @@ class ExportReader:
         place = shown(PurePosixPath(member.name).name) or self._base_name()
         head = stream.read(4096)
         text = _Rewound(head, stream, self._on_read)
+        if (seen := looks_like(head)) is not None and seen.what == "UTF-16 text":
+            self.report.damage(place, f"is {seen.what}; {seen.remedy}")
+            return
         try:
             if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
                 yield from self._page(text, place)
@@ -210,7 +231,7 @@ class ExportReader:
         """Read an object too large to be held, member by member; raises DecodeError."""
         known = self.report.source
         source, found = read_large(
-            scanner, self._readers, known, here, limits=self._limits, folder=self._folder
+            scanner, self._readers, known, here, limits=self._limits, room=self._room
         )
         self.report.source = source
         return found
@@ -236,14 +257,22 @@ class ExportReader:
         """Redact, make message ids unique, drop what was met in a newer state, and count."""
         report = self.report
         for conversation in found:
+            key = int.from_bytes(blake2b(conversation.id.encode(), digest_size=8).digest())
+            updated = conversation.updated_at
+            at = updated.timestamp() if updated is not None else 0.0
+            if not conversation.messages:
+                at = at or math.inf  # without a time, it holds of every state
+                if at >= self._latest.get(key, at):
+                    self._latest[key] = at
+                    self._forgotten.add(key)
+                    if self._tell_forgotten:
+                        yield conversation
+                continue
             is_context = conversation.messages[0].role in _CONTEXT_ROLES and (
                 conversation.id == conversation.messages[0].id
             )
             first = True
             if not is_context:
-                key = int.from_bytes(blake2b(conversation.id.encode(), digest_size=8).digest())
-                updated = conversation.updated_at
-                at = updated.timestamp() if updated is not None else 0.0
                 report.reaches(updated)
                 known = self._latest.get(key)
                 first = known is None
@@ -251,6 +280,9 @@ class ExportReader:
                     report.duplicates += 1
                     if at <= known:
                         continue
+                    if key in self._forgotten:  # until then
+                        self._forgotten.remove(key)
+                        first = True
                 self._latest[key] = at
             try:
                 redacted = self._redacted(conversation)
@@ -265,14 +297,15 @@ class ExportReader:
             yield redacted
 
     def _redacted(self, conversation: Conversation) -> Conversation:
-        texts = redact_each(chain([conversation.title], (m.text for m in conversation.messages)))
+        texts = redact_each(
+            chain([conversation.title], (m.text for m in conversation.messages)), self._on_read
+        )
         title, count = next(texts)
         held = isinstance(conversation.messages, tuple)
-        messages: Collected = [] if held else SpooledMessages(self._folder)
+        messages: Collected = [] if held else SpooledMessages(self._room)
         ids: set[str] = set()
         for message, (text, hits) in zip(conversation.messages, texts, strict=True):
-            if self._on_read is not None:  # a large conversation may take minutes
-                self._on_read()
+            self._on_read()  # a large conversation may take minutes
             count += hits
             own_id = message.id
             while own_id in ids:
@@ -302,55 +335,18 @@ class ExportReader:
             self.report.empty += 1
             return
         if not self._error_body and isinstance(value, dict):
-            self._error_body = _error_text(value)
+            self._error_body = error_text(value)
         named = ", ".join([key for key in keys if _KEY_NAME.fullmatch(key)][:5]) or "none"
         if len(self._unrecognised) < 5:
             self._unrecognised[named] = self._unrecognised.get(named, 0) + 1
         if not lost:
             self.report.damage(here, f"no conversation (its keys: {named})")
 
-    def _why_nothing(self) -> str:
-        """Say in one line why not one conversation came out."""
-        report, name = self.report, self._name
-        reader = self._readers.gemini
-        if others := reader.other_products:
-            held = ", ".join(sorted(others, key=lambda product: (-others[product], product))[:5])
-            return (
-                f"{name}: the Takeout file holds {held} activity but no Gemini prompts; export "
-                "My Activity for Gemini Apps"
-            )
-        if self._unrecognised and not self._met:
-            if self._error_body:
-                return (
-                    f"{name}: this is an error answer, not an export ({self._error_body}); "
-                    "download the export again"
-                )
-            keys = next(iter(self._unrecognised))
-            return f"{name}: JSON, but no chat export (its objects have the keys {keys}); {_UPLOAD}"
-        if self._met and report.damaged:
-            return (
-                f"{name}: no conversation could be read; {report.damaged} damaged, first "
-                f"{report.damages[0]}; download the export and upload it again"
-            )
-        if report.empty or report.forgotten:
-            parts = [
-                f"{report.empty} without a visible message" if report.empty else "",
-                f"{report.forgotten} marked not to be remembered" if report.forgotten else "",
-            ]
-            held = " and ".join(part for part in parts if part)
-            return f"{name}: nothing to read in this export: {held}; export again after chatting"
-        if report.damaged:
-            return (
-                f"{name}: nothing could be read ({report.damages[0]}); download the export and "
-                "upload it again"
-            )
-        return f"{name}: the export holds no conversations; {_UPLOAD}"
-
 
 class _Rewound:
     """A stream whose first bytes were looked at and come again."""
 
-    def __init__(self, head: bytes, stream: ByteStream, on_read: Callable[[], None] | None) -> None:
+    def __init__(self, head: bytes, stream: ByteStream, on_read: Callable[[], None]) -> None:
         self._head = head
         self._on_read = on_read
         self.stream = stream
@@ -360,8 +356,7 @@ class _Rewound:
         return self.stream.problem
 
     def read(self, size: int) -> bytes:
-        if self._on_read is not None:
-            self._on_read()
+        self._on_read()
         if self._head:
             head, self._head = self._head, b""
             return head
@@ -387,16 +382,3 @@ def recognise(value: object) -> Source | None:
     if gemini.is_gemini(value):
         return "gemini"
     return None
-
-
-def _error_text(value: dict[Any, Any]) -> str:
-    """Read the message of a server's error answer, if the object is one."""
-    if not any(key in value for key in ("statusCode", "error", "code", "errors")):
-        return ""
-    for key in _ERROR_KEYS:
-        text = value.get(key)
-        if isinstance(text, dict):
-            text = text.get("message")
-        if isinstance(text, str) and text:
-            return json.dumps(text[:120], ensure_ascii=False).strip('"')
-    return ""

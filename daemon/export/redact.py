@@ -23,13 +23,14 @@ from daemon.export import passwords
 from daemon.export.credentials import SHAPES, is_mixed, is_random
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from daemon.export.credentials import Found
 
 _SEAM = "\n\x00\n"
 """Between texts that are looked at as one; no rule reaches across, and no clean text holds it."""
 _TOGETHER_CHARACTERS = 256 * 1024
+_HINTS_A_LOOK = 1024
 _DIGITS = b"0123456789"
 
 # --- long stretches: vendors' keys, and secrets after a word
@@ -107,10 +108,13 @@ def redact(text: str) -> tuple[str, int]:
     return _redacted([text])[0]
 
 
-def redact_each(texts: Iterable[str]) -> Iterator[tuple[str, int]]:
+def redact_each(
+    texts: Iterable[str], on_look: Callable[[], None] = lambda: None
+) -> Iterator[tuple[str, int]]:
     """Redact many texts, none of which knows of the others; much quicker than one by one.
 
-    Holds a quarter of a million characters at a time, and the text that goes beyond.
+    Holds a quarter of a million characters at a time, and the text that goes beyond. `on_look` is
+    called again and again: a text of hints and nothing else takes minutes.
     """
     batch: list[str] = []
     size = 0
@@ -118,16 +122,18 @@ def redact_each(texts: Iterable[str]) -> Iterator[tuple[str, int]]:
         batch.append(text)
         size += len(text)
         if size > _TOGETHER_CHARACTERS:
-            yield from _redacted(batch)
+            yield from _redacted(batch, on_look)
             batch, size = [], 0
-    yield from _redacted(batch)
+    yield from _redacted(batch, on_look)
 
 
-def _redacted(texts: Sequence[str]) -> list[tuple[str, int]]:
+def _redacted(
+    texts: Sequence[str], on_look: Callable[[], None] = lambda: None
+) -> list[tuple[str, int]]:
     done = [(text, 0) for text in texts]
     for group in _groups(texts):
         joined = _SEAM.join([texts[n] for n in group])
-        spans = _apart(_spans(joined))
+        spans = _apart(_spans(joined, on_look))
         start = at = 0
         for n in group:
             if at == len(spans):
@@ -171,14 +177,16 @@ def _replaced(joined: str, start: int, stop: int, spans: Sequence[Found]) -> str
     return "".join(pieces)
 
 
-def _spans(text: str) -> Iterator[Found]:
+def _spans(text: str, on_look: Callable[[], None]) -> Iterator[Found]:
     """Find every secret; spans may overlap."""
     # One byte a character, so that places in the bytes are places in the text.
     data = text.encode("ascii", "replace")
     urls = b"@" in data
     private_keys = digits = False
     seen = 0
-    for hint in _HINTS.finditer(data):
+    for number, hint in enumerate(_HINTS.finditer(data)):
+        if number % _HINTS_A_LOOK == 0:
+            on_look()
         start, end = hint.span()
         word = data[start:end]
         if word == b"://":
@@ -206,13 +214,14 @@ def _spans(text: str) -> Iterator[Found]:
                 for at in _places(lower, stem):
                     yield from _cued(text, start + at, stem)
     if not text.isascii():
-        yield from passwords.foreign(text)
+        yield from passwords.foreign(text, on_look)
     if private_keys:
         yield from _private_keys(text)
     if digits:
         rows = data.translate(_ROWS)
         if any(row in rows for row in _CARD_ROWS):
             for match in _CARD.finditer(text):
+                on_look()
                 if _is_card(match.group("secret")):
                     yield *match.span("secret"), "card"
 

@@ -6,6 +6,7 @@ may be JSON or a Takeout page passes, and the readers decide.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 HEAD_BYTES = 64 * 1024
@@ -33,10 +34,11 @@ _MAGIC: list[tuple[bytes, Likeness]] = [
     (b"\xfd7zXZ", Likeness("an xz file", "unpack it and upload the JSON or a zip")),
     (b"\x28\xb5\x2f\xfd", Likeness("a zstd file", "unpack it and upload the JSON or a zip")),
     (b"SQLite format 3", Likeness("an SQLite database")),
-    (b"\xff\xfe", Likeness("UTF-16 text", "save it as UTF-8 and upload that")),
-    (b"\xfe\xff", Likeness("UTF-16 text", "save it as UTF-8 and upload that")),
     (b"\xd0\xcf\x11\xe0", Likeness("an old Office document")),
 ]
+
+
+_UTF16 = re.compile(rb"\xff\xfe|\xfe\xff|[\[{<]\x00[^\x00]\x00|\x00[\[{<]\x00[^\x00]")
 
 
 def looks_like(head: bytes) -> Likeness | None:
@@ -47,6 +49,8 @@ def looks_like(head: bytes) -> Likeness | None:
     if head[257:262] == b"ustar":
         return Likeness("a tar archive", "pack the export as a zip and upload that")
     body = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if _UTF16.match(head) is not None:
+        return Likeness("UTF-16 text", "save it as UTF-8 and upload that")
     if not body:
         return Likeness("a file of white space only", "upload the export again")
     if not body.strip(b"\x00"):

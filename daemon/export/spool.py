@@ -10,13 +10,14 @@ import errno
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Self, TypeAlias, overload
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias, overload
 
 import msgspec
 
 from daemon.export.conversation import Message
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -24,10 +25,22 @@ DISK_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, 
 """What a disk says that takes no more, for whatever reason: no fault of what is written."""
 
 
+def nobody() -> None:
+    """Nobody waits for a sign of life."""
+
+
+class Room(NamedTuple):
+    """Where to wait, and who is told at each piece that the work goes on: it may take minutes."""
+
+    folder: Path | None = None
+    on_piece: Callable[[], None] = nobody
+
+
 class Spool:
     """Byte strings by number, in the order they were put down."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, room: Room | None = None) -> None:
+        folder, self._on_piece = room or Room()
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed in close()
         self._ends = array("Q")
         self._reading_at: int | None = None
@@ -37,6 +50,7 @@ class Spool:
 
     def append(self, raw: bytes) -> int:
         """Put it down; return its number."""
+        self._on_piece()
         if self._reading_at is not None:
             self._file.seek(0, 2)
             self._reading_at = None
@@ -45,6 +59,7 @@ class Spool:
         return len(self._ends) - 1
 
     def __getitem__(self, number: int) -> bytes:
+        self._on_piece()
         start = self._ends[number - 1] if number else 0
         size = self._ends[number] - start
         if self._reading_at != start:
@@ -65,8 +80,8 @@ class Spool:
 class SpooledMessages(Sequence[Message]):
     """Messages on disk. Iterating holds one at a time."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._spool = Spool(folder)
+    def __init__(self, room: Room | None = None) -> None:
+        self._spool = Spool(room)
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Message).decode
 

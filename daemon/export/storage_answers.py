@@ -34,7 +34,7 @@ def raise_for(
         raise Systemic("Storage answers with a redirect; correct SUPABASE_URL", seconds=60.0)
     if code == 429:
         raise Wait(f"Storage asks to wait ({_or(message, '429')})", seconds=_pause(headers, 30.0))
-    if code in {502, 503, 504, 544}:
+    if code in {502, 503, 504, 540, 544} or 520 <= code <= 530:  # of Storage, its gateway, its edge
         raise Wait(f"Storage is unwell ({_or(message, str(code))})", seconds=_pause(headers, 15.0))
     if code >= 500:
         # One object whose bytes are gone answers 500 as well: count the attempt.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -19,6 +20,9 @@ TITLE_CHARACTERS = 300
 _UNSTORABLE = re.compile("[\ud800-\udfff]")
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC).timestamp()
 _LATEST = datetime(2200, 1, 1, tzinfo=UTC).timestamp()
+
+_CLOCKS_DIFFER_SECONDS = 366 * 86_400
+"""By more than this no clock is wrong that anybody keeps: it is damage, or stands for "never"."""
 
 _decoder = msgspec.json.Decoder()
 
@@ -104,6 +108,17 @@ def time_of(value: object) -> datetime | None:
     if not _EARLIEST <= seconds < _LATEST:
         return None
     return datetime.fromtimestamp(seconds, UTC)
+
+
+def past_time_of(value: object) -> datetime | None:
+    """Read a moment that cannot lie ahead, as when something last changed: None where it does far.
+
+    Believed, it would make every later export look older than what is stored, for ever.
+    """
+    moment = time_of(value)
+    if moment is None or moment.timestamp() > time.time() + _CLOCKS_DIFFER_SECONDS:
+        return None
+    return moment
 
 
 def _time_of_text(text: str) -> datetime | None:

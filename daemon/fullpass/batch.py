@@ -21,9 +21,10 @@ from daemon.llm.batch_rows import BatchRows
 from daemon.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from daemon.fullpass.context import Pass
+    from daemon.llm.batch_rows import Batch
     from daemon.llm.batches import Batches
 
 _log = get_logger()
@@ -90,7 +91,30 @@ async def still_out(work: Pass) -> None:
     if batches is None:
         return
     out = await batches.rows.open_of(work.job.user_id, work.source)
-    if not out or await work.fetchval(
+    if not out:
+        return
+    no_money = batches.held.get(work.job.id) == _ids(out)
+    if not no_money and await _more_to_do(work):
+        return
+    if not await _collect(work, batches):
+        raise await awaited(work)
+
+
+async def held(work: Pass) -> AwaitsBatch:
+    """Note that nothing can go on before one of the batches that are out now ends its part."""
+    if work.batches is not None:
+        out = await work.batches.rows.open_of(work.job.user_id, work.source)
+        work.batches.held[work.job.id] = _ids(out)
+    return await awaited(work)
+
+
+def _ids(out: Iterable[Batch]) -> frozenset[int]:
+    return frozenset(batch.id for batch in out)
+
+
+async def _more_to_do(work: Pass) -> bool:
+    """Whether a pass some of which is out has windows to read or send, or a MEMORY to write."""
+    if await work.fetchval(
         """
         select exists (
             select from fullpass.windows
@@ -100,11 +124,8 @@ async def still_out(work: Pass) -> None:
         work.job.user_id,
         work.source,
     ):
-        return
-    if await lanes.count_loose(work) > FEW or await first_memory_is_due(work):
-        return
-    if not await _collect(work, batches):
-        raise await awaited(work)
+        return True
+    return await lanes.count_loose(work) > FEW or await first_memory_is_due(work)
 
 
 async def first_memory_is_due(work: Pass) -> bool:

@@ -191,7 +191,8 @@ async def _money_left(work: Pass, batches: Batches) -> Decimal | None:
     """Return what the job may still spend on batches; None without a limit.
 
     What is out, and what is to be read at once, is set aside at the most it can cost: thinking is
-    paid as output, so a reply may be all that it is allowed to be.
+    paid as output, so a reply may be all that it is allowed to be. So may one that was paid and of
+    which no server told what it cost.
     """
     most = work.settings.max_cost_usd_per_job
     if most is None:
@@ -199,21 +200,26 @@ async def _money_left(work: Pass, batches: Batches) -> Decimal | None:
     spent = await work.caller.ledger.spent(work.job.id)
     row = await work.fetchrow(
         """
-        select count(*) as windows, coalesce(sum(token_count), 0) as tokens
-        from fullpass.windows
-        where user_id = $1 and source = $2 and state = 'planned' and lane = 'now'
+        select count(*) filter (where now) as windows,
+               coalesce(sum(token_count) filter (where now), 0) as tokens,
+               coalesce(max(token_count), 0) as most_tokens
+        from (select token_count, state = 'planned' and lane = 'now' as now
+              from fullpass.windows where user_id = $1 and source = $2) as w
         """,
         work.job.user_id,
         work.source,
     )
-    head = Decimal(0)
-    if row is not None and row["windows"]:
-        # Window by window: the sum's length would be taken for one long prompt's, which is dearer.
-        prompt = int(row["tokens"] / row["windows"] * 1.15) + _INSTRUCTION_TOKENS
-        usage = Usage(prompt, MAX_TOKENS)
-        price = batches.api.cost_usd(work.settings.extraction_model, usage, batch=False)
-        head = (price or Decimal(0)) * row["windows"]
-    return Decimal(str(most)) - spent.cost_usd - spent.set_aside_usd - head
+    assert row is not None  # noqa: S101 - an aggregate always answers with one row
+
+    def price(tokens: float) -> Decimal:
+        usage = Usage(int(tokens * 1.15) + _INSTRUCTION_TOKENS, MAX_TOKENS)
+        model = work.settings.extraction_model
+        return batches.api.cost_usd(model, usage, batch=False) or Decimal(0)
+
+    # Window by window: the sum's length would be taken for one long prompt's, which is dearer.
+    head: Decimal = row["windows"] * price(row["tokens"] / max(1, row["windows"]))
+    unknown: Decimal = spent.unpriced_calls * price(row["most_tokens"])
+    return Decimal(str(most)) - spent.cost_usd - spent.set_aside_usd - head - unknown
 
 
 async def _asked_now(work: Pass) -> set[str]:

@@ -65,7 +65,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Part(msgspec.Struct, frozen=True, array_like=True):
     """A conversation with its rows, or a slice of one with some of them.
 
-    `chunk_count` counts the rows up to and including this part: at the `last` one, all.
+    `chunk_count` counts the rows up to and including this part: at the `last` one, all. If that is
+    none, the conversation is to be forgotten, or, after other slices, could not be cut after all.
     """
 
     conversation_id: str

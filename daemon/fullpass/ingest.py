@@ -214,6 +214,7 @@ async def _finish(work: Pass, report: ReadReport, etag: str | None) -> None:
     removed = 0
     async with work.lease.fenced() as connection:
         if report.whole and not await _is_older(work, report, connection):
+            await _keep_untold(work, report, connection)
             removed = await connection.fetchval(
                 "select fullpass.remove_vanished($1, $2, $3)",
                 work.job.id, work.job.user_id, work.source,
@@ -246,6 +247,26 @@ async def _finish(work: Pass, report: ReadReport, etag: str | None) -> None:
     _log.info(
         "export.read", source=work.source, conversations=report.conversations,
         messages=report.messages, damaged=report.damaged, whole=report.whole, removed=removed,
+    )  # fmt: skip
+
+
+async def _keep_untold(work: Pass, report: ReadReport, connection: Connection) -> None:
+    """Take for met what this export would not hold in any case.
+
+    Exports come in several files: memories apart from conversations, conversations in numbered
+    parts. That one file lacks what is in another says nothing of it.
+    """
+    if report.tells_of_conversations and report.tells_of_context:
+        return
+    await connection.execute(
+        """
+        update fullpass.conversations set last_job = $3
+        where user_id = $1 and source = $2 and last_job <> $3
+          and not case when conversation_id ~ '^(instructions|memory):'
+                       then $5::boolean else $4::boolean end
+        """,
+        work.job.user_id, work.source, work.job.id,
+        report.tells_of_conversations, report.tells_of_context,
     )  # fmt: skip
 
 

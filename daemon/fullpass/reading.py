@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -125,6 +125,18 @@ def _widen(out: BinaryIO) -> None:
             fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
+class _UncutError(Exception):
+    """There is not the memory to cut a conversation; what was sent is in order."""
+
+
+@contextmanager
+def _costing_only_itself() -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise _UncutError from None
+
+
 class Reading:
     """One export on its way; `run` sends batches and returns what to send last."""
 
@@ -139,15 +151,22 @@ class Reading:
             limits=order.limits,
             folder=Path(order.folder),
             on_read=self._show_life,
+            tell_forgotten=True,
         )
         self._batch: dict[str, Part] = {}
         self._size = 0
         self._sent_at = time.monotonic()
+        self._begun: Part | None = None
+        """What was sent last of a conversation whose other slices are to follow."""
 
     def run(self) -> Answer:
         """Read to the end; raises what the reader raises."""
-        for conversation in self._reader:
-            self._take(conversation)
+        try:
+            for conversation in self._reader:
+                self._take(conversation)
+        except BadExport:
+            self._flush()  # nothing was read, but some may have been asked to be forgotten
+            raise
         self._flush()
         return Finished(self._reader.report)
 
@@ -160,8 +179,21 @@ class Reading:
     # --- batches
 
     def _take(self, conversation: Conversation) -> None:
-        """Cut one conversation; put it into the batch, or send it in slices if it is large."""
-        described = _described(conversation, self._tiers, self._order.last_modified)
+        """Cut one conversation; put it into the batch, or send it in slices if it is large.
+
+        One that cannot be cut in the memory there is costs only itself.
+        """
+        try:
+            self._cut(conversation)
+        except _UncutError:
+            self._reader.report.lose(conversation, "needs more memory than there is")
+            begun, self._begun = self._begun, None
+            if begun is not None:
+                self._send([msgspec.structs.replace(begun, chunk_count=0, last=True)])
+
+    def _cut(self, conversation: Conversation) -> None:
+        with _costing_only_itself():
+            described = _described(conversation, self._tiers, self._order.last_modified)
         rows: list[Row] = []
         size = count = 0
         first = True
@@ -173,9 +205,11 @@ class Reading:
                 self._flush()
                 self._send([Part(*described, rows, count, first, False)])
                 rows, size, first = [], 0, False
+                self._begun = Part(*described, [], count, first, False)
         part = Part(*described, rows, count, first, True)
         if not first:
             self._send([part])
+            self._begun = None
             return
         # One conversation appears in a batch once: a later shard's copy starts the next.
         again = conversation.id in self._batch
@@ -186,9 +220,10 @@ class Reading:
         self._size += size
 
     def _rows(self, conversation: Conversation) -> Iterator[Row]:
-        for tier in self._tiers:
-            for chunk in cut(conversation, tier):
-                yield _row(chunk)
+        with _costing_only_itself():
+            for tier in self._tiers:
+                for chunk in cut(conversation, tier):
+                    yield _row(chunk)
 
     def _flush(self) -> None:
         if self._batch:

@@ -66,6 +66,9 @@ class Staging:
         if part.first and part.last:
             await self._save_whole(batch)
             return
+        if part.last and not part.chunk_count:
+            await self.clear()
+            return
         if part.first:
             async with self._work.lease.fenced() as connection:
                 self._skipping = not await self._changed(connection, batch.parts)
@@ -85,7 +88,9 @@ class Staging:
     async def _save_whole(self, batch: Batch) -> None:
         work = self._work
         async with work.lease.fenced() as connection:
-            if fresh := await self._changed(connection, batch.parts):
+            changed = await self._changed(connection, batch.parts)
+            await self._forget(connection, [p for p in changed if not p.chunk_count])
+            if fresh := [p for p in changed if p.chunk_count]:
                 await self._save_rows(connection, fresh)
             await self._remember(connection, fresh)
             await self._met(connection, batch.parts)
@@ -112,6 +117,15 @@ class Staging:
             work.job.user_id, work.source, CHUNKING_VERSION,
             *map(list, zip(*rows, strict=True)),
         )  # fmt: skip
+
+    async def _forget(self, connection: Connection, parts: list[Part]) -> None:
+        """Let go of what the person asked not to be remembered, whatever else the export lacks."""
+        for table in ("public.conversation_chunks", "fullpass.conversations") if parts else ():
+            await connection.execute(
+                f"delete from {table} "
+                "where user_id = $1 and source = $2 and conversation_id = any ($3)",
+                self._work.job.user_id, self._work.source, [p.conversation_id for p in parts],
+            )  # fmt: skip
 
     async def _stage(self, connection: Connection, parts: list[Part]) -> None:
         """Copy rows and find out which of them are stored already."""
@@ -201,6 +215,8 @@ class Staging:
                 stored = row["updated_at"]
                 if part.updated_at is not None and stored is not None and stored > part.updated_at:
                     continue
+            if row is None and not part.chunk_count:
+                continue  # forgotten, and never stored
             fresh.append(part)
         return fresh
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["STEPS", "full_pass"]
 
 _log = get_logger()
+_LAST_WORD_SECONDS = 1.0
 
 
 async def full_pass(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -64,7 +65,7 @@ async def full_pass(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
     except HeldByBatch as error:
         # What the batch leaves of its money pays for this: the pass goes on when it has landed.
         _log.info("batch.holds_money", error=str(error))
-        raise await batch.awaited(work) from error
+        raise await batch.held(work) from error
     if coverage is None:
         raise await batch.awaited(work)
     async with _step(work, "consolidate_facts"):
@@ -158,7 +159,12 @@ async def _time_told(work: Pass) -> AsyncIterator[None]:
         yield
     finally:
         over.set()
-        await telling
+        try:
+            await asyncio.wait({telling}, timeout=_LAST_WORD_SECONDS)
+        finally:
+            telling.cancel()  # a word that the database does not take holds up no end of a step
+        if telling.done():
+            telling.result()
 
 
 async def _note(work: Pass, event: str, step: Step, data: dict[str, Any] | None) -> None:

@@ -6,15 +6,18 @@ what follows from a look is `batches.py`. Checked against anthropic 2.12 on 2026
 
 from __future__ import annotations
 
+import asyncio
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from daemon.errors import BadCall, CallError, CallFailed
 from daemon.llm.messages_api import MessagesProvider
 from daemon.llm.request import Reply
+from daemon.llm.wire import holdable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Sequence
     from datetime import datetime
     from decimal import Decimal
 
@@ -28,6 +31,10 @@ ItemState = Literal["succeeded", "errored", "canceled", "expired"]
 _TIMEOUT_SECONDS = 120.0
 """For making a batch (megabytes of body) and for each silence in a stream of results."""
 _MOST_LISTED = 1_000
+_LINES_A_REQUEST = 2
+"""Servers may tell a result twice; a stream of many more lines than that need have no end."""
+_OF_OURS = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""What a custom id may be (vendor's documentation, 2026-11-22): any other was never sent."""
 _DAY_SECONDS = 86_400.0
 
 
@@ -94,21 +101,23 @@ class BatchApi:
         Systemic when it surely does not.
         """
         try:
-            made: object = await self._batches.create(
-                requests=[
-                    {"custom_id": key, "params": self._provider.parameters(r)}
-                    for key, r in requests
-                ],
-                timeout=_TIMEOUT_SECONDS,
+            made = await _answer(
+                self._batches.create(
+                    requests=[
+                        {"custom_id": key, "params": self._provider.parameters(r)}
+                        for key, r in requests
+                    ],
+                    timeout=_TIMEOUT_SECONDS,
+                )
             )
         except self._sdk.APIError as error:
-            meaning = self._meant(error)
+            meaning = self._meant(error, "\n".join(request.text for _, request in requests))
             # The server's own refusal is certain; silence, a broken reply or its inner trouble not.
             status = getattr(error, "status_code", 0)
             if status in range(400, 500) and status != 408:
                 raise meaning from error
             raise PerhapsMade(str(meaning)) from error
-        except ValueError as error:
+        except (ValueError, TimeoutError) as error:
             raise PerhapsMade("the server's reply broke off") from error
         return self._remote(made) or self._nonsense()
 
@@ -118,12 +127,12 @@ class BatchApi:
     async def retrieve(self, batch_id: str) -> Remote | None:
         """Look at a batch; None when this account has none of that id."""
         try:
-            found: object = await self._batches.retrieve(batch_id, timeout=_TIMEOUT_SECONDS)
+            found = await _answer(self._batches.retrieve(batch_id, timeout=_TIMEOUT_SECONDS))
         except self._sdk.NotFoundError:
             return None
         except self._sdk.APIError as error:
             raise self._meant(error) from error
-        except ValueError as error:
+        except (ValueError, TimeoutError) as error:
             raise CallFailed("the server's reply broke off") from error
         remote = self._remote(found)
         if remote is None:
@@ -148,26 +157,32 @@ class BatchApi:
     async def cancel(self, batch_id: str) -> None:
         """Ask a batch to end early; one that has ended, or is not there, needs no asking."""
         try:
-            await self._batches.cancel(batch_id, timeout=_TIMEOUT_SECONDS)
+            await _answer(self._batches.cancel(batch_id, timeout=_TIMEOUT_SECONDS))
         except (self._sdk.NotFoundError, self._sdk.BadRequestError, self._sdk.ConflictError):
             return
         except self._sdk.APIError as error:
             raise self._meant(error) from error
-        except ValueError as error:
+        except (ValueError, TimeoutError) as error:
             raise CallFailed("the server's reply broke off") from error
 
-    async def results(self, batch_id: str, model_id: str) -> AsyncGenerator[Item, None]:
+    async def results(
+        self, batch_id: str, model_id: str, *, requests: int
+    ) -> AsyncGenerator[Item, None]:
         """Yield an ended batch's results one by one, in whatever order they come.
 
-        Holds one line at a time. Raises CallFailed where the stream breaks; what came before it
-        has been yielded.
+        Holds one line at a time. Raises CallFailed where the stream breaks, or goes on far beyond
+        what so many requests can bring; what came before that has been yielded.
         """
         import httpx2  # noqa: PLC0415 - comes with the SDK, which is imported late
 
         lines: Any = None
         try:
             lines = await self._batches.results(batch_id, timeout=_TIMEOUT_SECONDS)
+            count = 0
             async for line in lines:
+                count += 1
+                if count > _LINES_A_REQUEST * requests:
+                    raise CallFailed("they are more than were asked for")
                 item = self._item(line, model_id)
                 if item is not None:
                     yield item
@@ -178,16 +193,17 @@ class BatchApi:
             RecursionError,
         ) as error:  # fmt: skip
             # What breaks while a body streams in comes as it is, not as the SDK's own error.
-            raise CallFailed(f"the results broke off ({type(error).__name__})") from error
+            told = error if isinstance(error, CallError) else type(error).__name__
+            raise CallFailed(f"the results broke off ({told})") from error
         finally:
             if lines is not None and hasattr(lines, "http_response"):
                 await lines.http_response.aclose()
 
-    def _meant(self, error: anthropic.APIError) -> Exception:
+    def _meant(self, error: anthropic.APIError, asked: str = "") -> Exception:
         status = getattr(error, "status_code", 0)
         if status in {404, 405, 501}:
             return NoBatches("the LLM server has no message batches")
-        meaning = self._provider.meaning(error, "")
+        meaning = self._provider.meaning(error, "", asked)
         # Nothing of one input is told of here: an answer in no known shape is trouble in passing.
         return meaning if not isinstance(meaning, CallError) or isinstance(
             meaning, CallFailed | BadCall
@@ -214,7 +230,9 @@ class BatchApi:
         custom_id = getattr(line, "custom_id", None)
         result = getattr(line, "result", None)
         kind = getattr(result, "type", None)
-        if not isinstance(custom_id, str) or kind not in get_args(ItemState):
+        if not isinstance(custom_id, str) or not _OF_OURS.fullmatch(custom_id):
+            return None
+        if kind not in get_args(ItemState):
             return None
         if kind == "succeeded":
             message = getattr(result, "message", None)
@@ -227,8 +245,14 @@ class BatchApi:
             return Item(custom_id, "succeeded", reply)
         told = getattr(getattr(getattr(result, "error", None), "error", None), "type", None)
         return Item(
-            custom_id, cast("ItemState", kind), error=None if told is None else str(told)[:100]
+            custom_id, cast("ItemState", kind), error=None if told is None else holdable(told)
         )
+
+
+async def _answer(call: Awaitable[object]) -> object:
+    """Wait for an answer; the SDK's own time-outs are for each read, and one may trickle."""
+    async with asyncio.timeout(_TIMEOUT_SECONDS):
+        return await call
 
 
 def batch_api_of(provider: Provider) -> BatchApi | None:

@@ -26,7 +26,8 @@ from daemon.llm.batch_rows import BatchRows
 from daemon.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
+    from uuid import UUID
 
     from daemon.database import Pool
     from daemon.llm.batch_api import BatchApi, Item, Remote
@@ -72,6 +73,8 @@ class Batches:
         self._read = read
         self.missing = False
         """Whether the server turned out to have no batches."""
+        self.held: dict[UUID, frozenset[int]] = {}
+        """By job, the batches that hold the money for all that is left to do meanwhile."""
 
     def pause_seconds(self, batches: Sequence[Batch]) -> float:
         """How long to wait until the next look: a tenth of the youngest's age, within bounds."""
@@ -94,6 +97,7 @@ class Batches:
         except PerhapsMade:
             raise
         except Exception as error:
+            # Refused: its requests must be free for the next batch before the caller hears of it.
             self.missing = self.missing or isinstance(error, NoBatches)
             await self.rows.close(batch, "never sent")
             raise
@@ -161,28 +165,32 @@ class Batches:
         return True
 
     async def _is_ours(self, batch: Batch, remote: Remote) -> bool:
-        async with aclosing(self.api.results(remote.id, batch.model)) as results:
+        async with aclosing(self._results(batch, remote.id)) as results:
             async for item in results:
                 return await self.rows.holds(batch, item.custom_id)
         return False
+
+    def _results(self, batch: Batch, batch_id: str) -> AsyncGenerator[Item, None]:
+        return self.api.results(batch_id, batch.model, requests=batch.requests)
 
     async def _collect(self, batch: Batch, noted: Callable[[], None] | None) -> None:
         """Note every result of an ended batch. Raises CallFailed when they cannot be had."""
         assert batch.batch_id is not None  # noqa: S101 - a sent batch has its id
         for attempt in range(1, _STREAM_TRIES + 1):
+            trouble: CallFailed | None = None
             try:
-                async with aclosing(self.api.results(batch.batch_id, batch.model)) as results:
+                async with aclosing(self._results(batch, batch.batch_id)) as results:
                     async for item in results:
                         await self._note(batch, item)
                         if noted is not None:
                             noted()
             except CallFailed as error:
-                if attempt == _STREAM_TRIES:
-                    raise
                 _log.warning("batch.broke_off", batch=batch.batch_id, error=str(error))
-            else:
-                if not await self.rows.unanswered(batch):
-                    break
+                trouble = error
+            if not await self.rows.unanswered(batch):
+                break  # all is noted, however the stream ended
+            if trouble is not None and attempt == _STREAM_TRIES:
+                raise trouble
             await asyncio.sleep(min(1.0, self._poll_seconds) * attempt)
         # Streams that ended well and still lack a result: the server has none.
         await self.rows.close(batch, "collected")

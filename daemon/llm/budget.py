@@ -90,8 +90,12 @@ class Budget:
         try:
             yield
         finally:
-            async with self._landed:
-                in_flight.remove(most)
-                if not in_flight:
-                    self._reserved.pop(job_id, None)
-                self._landed.notify_all()
+            # Shielded: cancelled once more in here, it would be held aside for ever.
+            await asyncio.shield(self._let_go(job_id, in_flight, most))
+
+    async def _let_go(self, job_id: UUID, in_flight: list[Decimal], most: Decimal) -> None:
+        async with self._landed:
+            in_flight.remove(most)
+            if not in_flight:
+                self._reserved.pop(job_id, None)
+            self._landed.notify_all()

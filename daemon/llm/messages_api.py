@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from daemon.errors import BadCall, CallError, CallFailed, Systemic, UselessReply
 from daemon.llm.budget import most_it_costs
-from daemon.llm.rate_limits import Throttled, rate_limits_from
+from daemon.llm.rate_limits import Throttled, rate_limits_from, retry_after_seconds
 from daemon.llm.wire import parameters, read_message, refused_feature
 from daemon.logs import get_logger
 
@@ -36,6 +36,21 @@ _log = get_logger()
 _SYSTEMIC_PAUSE_SECONDS = 60.0
 _MODEL_SETTINGS = "EXTRACTION_MODEL, MEMORY_MODEL, SECTIONS_MODEL"
 _LONGEST_SAID = 200
+_MOST_SAID = 5_000
+"""Of an error's words, as far as they are looked at."""
+_BLOCK_CHARACTERS = 12
+"""So many characters of a server's words that stand in a request are the request's own words."""
+_STATUSES = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "overloaded_error": 529,
+}
+"""The status that an error's kind stands for (vendor's documentation, 2026-11-22)."""
 UNTRACED: Any = {"traces": False, "propagation": False}
 """The SDK's own tracing stays off, whatever the environment says: it can put whole prompts and
 replies into spans (ANTHROPIC_OPEN_TELEMETRY_TRACES_CONTENT_MODE; promise 11)."""
@@ -111,13 +126,13 @@ class MessagesProvider:
             except self.sdk.APIStatusError as error:
                 feature = None
                 if error.status_code in {400, 422}:
-                    feature = refused_feature(_all_said(error), arguments)
+                    feature = refused_feature(_all_said(error, request.text), arguments)
                 if feature is None:
-                    raise self.meaning(error, model.id) from error
+                    raise self.meaning(error, model.id, request.text) from error
                 # Nothing was answered, so nothing was paid: ask the next way, from now on.
                 self._refused[model.id] = self._refused.get(model.id, frozenset()) | {feature}
                 _log.warning("llm.feature_refused", model=model.id, feature=feature,
-                             said=_said(error))  # fmt: skip
+                             said=_said(error, request.text))  # fmt: skip
 
     @property
     def batches(self) -> Any | None:
@@ -160,14 +175,13 @@ class MessagesProvider:
                 extra_body=place.extra_body,
                 **arguments,
             )
-            message: object = await raw.parse()
+            message = await _parsed(raw)
         except self.sdk.APIStatusError:
             raise
         except self.sdk.APIError as error:
             raise self.meaning(error, model.id) from error
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            # Cut off, perhaps within a letter; damaged on its way; or nested beyond all reason.
-            raise CallFailed("the server's reply broke off") from error
+        except CallError:
+            raise
         except Exception as error:
             # The SDK passes on what a cloud's own credential libraries raise.
             meant = self.platform.meaning(error)
@@ -177,6 +191,8 @@ class MessagesProvider:
         if not isinstance(message, self.sdk.types.Message):
             # An HTML page with status 200 comes back as a plain string (FACTS section 2).
             raise UselessReply("the server answered with a page that is no message")
+        if (refusal := self._refusal_in(message, raw.http_response)) is not None:
+            raise refusal
         return self.reply_of(
             message,
             model,
@@ -184,6 +200,16 @@ class MessagesProvider:
             latency_ms=round((time.monotonic() - started) * 1000),
             factor=place.price_factor,
         )
+
+    def _refusal_in(self, message: Any, response: Any) -> anthropic.APIStatusError | None:
+        """Return the error that some gateways hand on under status 200; nothing was paid for it."""
+        said = getattr(message, "error", None)
+        if not said or getattr(message, "content", None) or getattr(message, "usage", None):
+            return None
+        inner = said if isinstance(said, dict) else {"message": str(said)}
+        error = self.sdk.APIStatusError("", response=response, body={"error": inner})
+        error.status_code = _STATUSES.get(str(inner.get("type")), 500)
+        return error
 
     def most_it_costs(self, request: Request) -> Decimal:
         """Return the most that a call can cost; see Provider.most_it_costs."""
@@ -193,15 +219,15 @@ class MessagesProvider:
         """Close the platform's connections."""
         await self.platform.aclose()
 
-    def meaning(self, error: anthropic.APIError, model_id: str) -> Exception:
-        """Say what an error of the SDK asks of the caller."""
+    def meaning(self, error: anthropic.APIError, model_id: str, asked: str = "") -> Exception:
+        """Say what an error of the SDK asks of the caller, in none of the words that were asked."""
         if isinstance(error.__cause__, CallError):  # met while the body was read (reply_size.py)
             return error.__cause__
         if isinstance(error, self.sdk.APIResponseValidationError):
             return UselessReply("the server's reply has a shape the API does not have")
         if not isinstance(error, self.sdk.APIStatusError):
             return CallFailed(f"the LLM server could not be reached ({type(error).__name__})")
-        status, said = error.status_code, _said(error)
+        status, said = error.status_code, _said(error, asked)
         where = f"LLM server answered {status}: {said}"
 
         def systemic(what: str) -> Systemic:
@@ -211,12 +237,14 @@ class MessagesProvider:
             return systemic(self.platform.key_hint)
         if status in {402, 403} or (status in {400, 429} and _speaks_of_money(error, status)):
             return systemic("the account's billing, limits and permissions")
-        if status == 404 or (status == 400 and _speaks_of_no_model(error)):
+        # What was moved, or takes no POST, is another place than a server of messages.
+        elsewhere = status in {404, 405} or status < 400
+        if elsewhere or (status == 400 and _speaks_of_no_model(error)):
             return systemic(
                 f"the model name {model_id!r} ({_MODEL_SETTINGS}) and {self.platform.place_hint}"
             )
         if status in {408, 409, 425, 429} or status >= 500:
-            seconds = _retry_after(error)
+            seconds = retry_after_seconds(error.response.headers)
             if status in {429, 529}:
                 limits = rate_limits_from(error.response.headers)
                 return Throttled(where, retry_after_seconds=seconds, limits=limits)
@@ -233,18 +261,48 @@ def _inner(error: anthropic.APIStatusError) -> Mapping[str, Any]:
     return inner if isinstance(inner, dict) else body
 
 
-def _said(error: anthropic.APIStatusError) -> str:
-    """Return the server's own short words, never the request's."""
+def _said(error: anthropic.APIStatusError, asked: str) -> str:
+    """Return the server's own short words, never the request's (promise 11)."""
     inner = _inner(error)
     message = inner.get("message", inner.get("Message"))
     if not message:
         return type(error).__name__
     kind = inner.get("type") or inner.get("status")
-    return (f"{kind}: {message}" if kind else str(message))[:_LONGEST_SAID]
+    said = f"{kind}: {message}" if kind else str(message)
+    return _own_words(said[: 2 * _LONGEST_SAID], asked)[:_LONGEST_SAID]
 
 
-def _all_said(error: anthropic.APIStatusError) -> str:
-    return json.dumps(error.body, default=str) if error.body else ""
+def _all_said(error: anthropic.APIStatusError, asked: str) -> str:
+    """Return the whole of an error's body but what it repeats: that decides nothing."""
+    if not error.body:
+        return ""
+    said, echoed = (
+        json.dumps(text, default=str, ensure_ascii=False) for text in (error.body, asked)
+    )
+    return _own_words(said, echoed)
+
+
+def _own_words(said: str, asked: str) -> str:
+    """Return a server's words with a mark in the place of those that it was asked.
+
+    Looked for block by block: what was asked may be megabytes, and has any run of twice a block.
+    """
+    said = said[:_MOST_SAID]
+    kept: list[str] = []
+    at = done = 0
+    while (end := at + _BLOCK_CHARACTERS) <= len(said):
+        found = asked.find(said[at:end])
+        if found < 0:
+            at = end
+            continue
+        before, same = found, found + _BLOCK_CHARACTERS
+        while at > done and before > 0 and said[at - 1] == asked[before - 1]:
+            at, before = at - 1, before - 1
+        while end < len(said) and same < len(asked) and said[end] == asked[same]:
+            end, same = end + 1, same + 1
+        kept += [said[done:at], "…"]
+        at = done = end
+    return "".join([*kept, said[done:]])
 
 
 def _speaks_of_money(error: anthropic.APIStatusError, status: int) -> bool:
@@ -265,8 +323,10 @@ def _speaks_of_no_model(error: anthropic.APIStatusError) -> bool:
     return "model identifier is invalid" in text or "on-demand throughput" in text
 
 
-def _retry_after(error: anthropic.APIStatusError) -> float | None:
+async def _parsed(raw: Any) -> object:
     try:
-        return max(0.0, float(error.response.headers.get("retry-after", "")))
-    except ValueError:
-        return None
+        message: object = await raw.parse()
+    except (ValueError, RecursionError) as error:
+        # Cut off, perhaps within a letter; damaged on its way; nested or numbered beyond reason.
+        raise CallFailed("the server's reply broke off", perhaps_paid=True) from error
+    return message

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from daemon.errors import CallFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 Kind = Literal["requests", "input_tokens", "output_tokens"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -73,11 +73,25 @@ def rate_limits_from(headers: Mapping[str, str]) -> RateLimits | None:
     return RateLimits(**found) if found else None
 
 
-def _seconds_until(reset: str | None, date: str | None) -> float | None:
-    """Seconds from the server's own clock, where it tells it, to the reset."""
+def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
+    """Read how long to stay away, told as seconds or, by some proxies, as a date."""
+    given = headers.get("retry-after", "")
     try:
-        at = datetime.fromisoformat(reset or "")
+        seconds: float | None = float(given)
+    except ValueError:
+        seconds = _seconds_until(given, headers.get("date"), read=parsedate_to_datetime)
+    return None if seconds is None else max(0.0, seconds)
+
+
+def _seconds_until(
+    told: str | None,
+    date: str | None,
+    *,
+    read: Callable[[str], datetime] = datetime.fromisoformat,
+) -> float | None:
+    """Seconds from the server's own clock, where it tells it, to the time that it told."""
+    try:
         now = parsedate_to_datetime(date) if date else datetime.now(UTC)
-        return (at - now).total_seconds()
-    except (ValueError, TypeError):  # no time, or one without a zone
+        return (read(told or "") - now).total_seconds()
+    except (ValueError, TypeError, OverflowError):  # no time, or one without a zone
         return None

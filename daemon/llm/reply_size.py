@@ -5,6 +5,9 @@ it (promise 7). Here a body is counted as it comes, after it was decompressed, a
 bound. A reply of status 200 that is given up may have been paid, so it is one that cannot be used,
 with a receipt like any other (promise 2); an error's is trouble in passing. Imports the SDK's HTTP
 library: itself imported only where a platform is set up.
+
+The same holds for a reply that comes packed as nobody here can unpack it, though none was asked to
+be: asked for again and again as if it had never come, each would be paid.
 """
 
 from __future__ import annotations
@@ -47,12 +50,19 @@ async def _bound(response: httpx2.Response) -> None:
     if encoding in _INFLATED:
         del response.headers["content-encoding"]
     elif encoding not in {"", "identity"}:
-        raise CallFailed(f"the LLM server's reply is compressed as {encoding[:20]!r}, unasked")
+        raise _unread(
+            f"the LLM server's reply is compressed as {encoding[:20]!r}, unasked", response
+        )
     stream = response.stream
     assert isinstance(stream, httpx2.AsyncByteStream)  # noqa: S101 - of an async client
     response.stream = _Bounded(
         stream,
-        error=_too_long(response.status_code),
+        error=_unread(
+            f"the server's reply, of status {response.status_code}, did not end within "
+            f"{MOST_BYTES:,} bytes",
+            response,
+        ),
+        spoilt=_unread("the server's reply cannot be unpacked", response),
         inflate=encoding in _INFLATED,
         # Only a batch's results are asked for so, and only those are read line by line: an error in
         # their place is read whole, like any reply.
@@ -61,19 +71,28 @@ async def _bound(response: httpx2.Response) -> None:
     )
 
 
-def _too_long(status: int) -> CallError:
-    said = f"the server's reply, of status {status}, did not end within {MOST_BYTES:,} bytes"
-    return UselessReply(said) if status < 400 else CallFailed(said)
+def _unread(said: str, response: httpx2.Response) -> CallError:
+    return UselessReply(said) if response.status_code < 400 else CallFailed(said)
 
 
 class _Bounded(httpx2.AsyncByteStream):
-    """A body that raises `error` when it grows too long; `by_line`, when one of its lines does."""
+    """A body that raises `error` when it grows too long; `by_line`, when one of its lines does.
+
+    It raises `spoilt` when it is not packed as it says.
+    """
 
     def __init__(
-        self, stream: httpx2.AsyncByteStream, *, error: CallError, inflate: bool, by_line: bool
+        self,
+        stream: httpx2.AsyncByteStream,
+        *,
+        error: CallError,
+        spoilt: CallError,
+        inflate: bool,
+        by_line: bool,
     ) -> None:
         self._stream = stream
         self._error = error
+        self._spoilt = spoilt
         self._zlib = zlib.decompressobj(_GZIP_OR_ZLIB) if inflate else None
         self._by_line = by_line
 
@@ -104,7 +123,7 @@ class _Bounded(httpx2.AsyncByteStream):
                 yield self._zlib.decompress(chunk, _PIECE_BYTES)
                 chunk = self._zlib.unconsumed_tail
         except zlib.error as error:
-            raise CallFailed("the server's reply broke off") from error
+            raise self._spoilt from error
 
     async def aclose(self) -> None:
         """Let go of the connection."""

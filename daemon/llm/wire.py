@@ -41,7 +41,7 @@ _REPEATED = frozenset({"extract", "same", "reduce"})
 plain input, so what is sent once or twice is not marked for it."""
 _MOST_TOKENS = 10**9
 """No call has more: a server that says so is not believed, and the ledger's columns hold it."""
-_LONGEST_STOP_REASON = 100
+_LONGEST_WORD = 100
 _BYTES_PER_TOKEN = 4
 """English prose has fewer bytes a token with the current tokenizers: this errs to no caching."""
 
@@ -144,18 +144,24 @@ def _text(content: object) -> str:
 
     Text is not always the first block: thinking may come before it.
     """
+    if isinstance(content, str):  # as a request may have it, and some servers reply
+        return content
     blocks = content if isinstance(content, list) else []
     for block in blocks:
-        if getattr(block, "type", None) == "tool_use" and getattr(block, "input", None):
-            return json.dumps(block.input, ensure_ascii=False)
+        if getattr(block, "type", None) == "tool_use" and (given := getattr(block, "input", None)):
+            return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
     texts = (b.text for b in blocks if getattr(b, "type", None) == "text")
     return "".join(text for text in texts if isinstance(text, str))
 
 
 def _stop_reason(given: object) -> str:
-    """Return a server's stop reason as a receipt can hold it: without NUL or half a pair."""
-    said = str(given or "unknown").encode("utf-8", "replace").decode()
-    return said.replace("\x00", "")[:_LONGEST_STOP_REASON] or "unknown"
+    return holdable(given) or "unknown"
+
+
+def holdable(given: object) -> str:
+    """Return a word of a server's as a row can hold it: short, without NUL or half a pair."""
+    said = str(given or "").encode("utf-8", "replace").decode()
+    return said.replace("\x00", "")[:_LONGEST_WORD]
 
 
 def _usage(given: object) -> Usage | None:

@@ -195,6 +195,11 @@ class Alarm:
             event, about, data = self._written[0]
             await outbox.alert(event, about, data)
             self._written.pop(0)
+        # A stop that went straight out is muted here for an hour; work that another worker has done
+        # since makes the next one a new one.
+        for stop, at in list(self._cried.items()):
+            if stop != _DATABASE and await outbox.went_on(within_seconds=time.monotonic() - at):
+                self._cried.pop(stop, None)
 
     def cry_out(self) -> None:
         """Send straight what stopped the worker and the database does not take."""

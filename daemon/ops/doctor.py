@@ -40,11 +40,16 @@ _SKEW_MENDED_SECONDS = 60.0
 _LISTEN_TIMEOUT_SECONDS = 5.0
 _TIGHT_BYTES = RESERVE_BYTES + 128 * 1024 * 1024
 
+_SERVER = """
+select current_setting('server_version_num')::int as version, clock_timestamp() as now,
+       pg_is_in_recovery() as replica, quote_ident(current_database()) as name,
+       current_setting('transaction_read_only')::boolean as read_only
+"""
 # What a worker cannot do without: one sample of each kind of right (sql/migrations/0031).
+_MAY_ENTER = "select current_user where not has_schema_privilege('fullpass', 'usage')"
 _RIGHTS = """
 select current_user as role,
        array_remove(array[
-           case when not has_schema_privilege('fullpass', 'usage') then 'schema fullpass' end,
            case when not has_table_privilege('public.processing_jobs', 'select')
                      or not has_column_privilege('public.processing_jobs', 'lease_epoch', 'update')
                 then 'public.processing_jobs' end,
@@ -111,20 +116,30 @@ async def check_database(pool: Pool, settings: Settings) -> list[Finding]:
     with database_errors():
         async with pool.acquire() as connection:
             asked = time.time()
-            version, now = await connection.fetchrow(  # type: ignore[misc]
-                "select current_setting('server_version_num')::int, clock_timestamp()"
-            )
+            seen = await connection.fetchrow(_SERVER)
             answered = time.time()
-            found = [_server(version), _clock(now, (asked + answered) / 2)]
+            assert seen is not None  # noqa: S101 - a select without from always answers
+            found = [_server(seen), _clock(seen["now"], (asked + answered) / 2)]
             if await connection.fetchval("select to_regnamespace('fullpass') is not null"):
                 found += await _rights(connection)  # type: ignore[arg-type]
     return [*found, _memory(settings)]
 
 
-def _server(version: int) -> Finding:
+def _server(seen: asyncpg.Record) -> Finding:
+    version = seen["version"]
     told = f"PostgreSQL {version // 10000}.{version % 10000}"
     if version < _OLDEST_SERVER:
         return mend("database", told, "use PostgreSQL 14 or newer")
+    if seen["replica"]:
+        remedy = "set DATABASE_URL to the primary; after a failover, to the new one"
+        return mend("database", f"{told}, a read-only replica", remedy)
+    if seen["read_only"]:
+        return mend(
+            "database", f"{told}, which takes no writes (default_transaction_read_only)",
+            "if its disk is full, enlarge it or make room: platforms go read-only then; else run: "
+            f"begin read write; alter database {seen['name']} reset "
+            "default_transaction_read_only; commit; (or the same of the role)",
+        )  # fmt: skip
     return ok("database", told)
 
 
@@ -134,12 +149,15 @@ def _clock(database_now: datetime, here: float) -> Finding:
     told += "the database's"
     remedy = "set this machine's clock (NTP); leases go by the database's and are not affected"
     if abs(skew) > _SKEW_MENDED_SECONDS:
-        return mend("clock", told, f"{remedy}, but signed requests and log times are")
+        return mend("clock", told, f"{remedy}, but log times and signed requests to a cloud are")
     return note("clock", told, remedy) if abs(skew) > _SKEW_NOTED_SECONDS else ok("clock", told)
 
 
 async def _rights(connection: Connection) -> list[Finding]:
     try:
+        role = await connection.fetchval(_MAY_ENTER)
+        if role is not None:
+            return [_lacks(role, "schema fullpass")]  # nothing in it may even be asked about
         rights = await connection.fetchrow(_RIGHTS)
         tables = await connection.fetch(_ROW_SECURITY)
     except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError,
@@ -148,14 +166,17 @@ async def _rights(connection: Connection) -> list[Finding]:
     assert rights is not None  # noqa: S101 - a select without from always answers
     role = rights["role"]
     if rights["missing"]:
-        found = mend(
-            "rights", f"{role} may not use {', '.join(rights['missing'])}",
-            f'as the owner of the tables run: grant fullpass_worker to "{role}"; '
-            "(docs/security.md)",
-        )  # fmt: skip
+        found = _lacks(role, *rights["missing"])
     else:
         found = ok("rights", f"{role} has what a worker needs")
     return [found, *(_row_security(table, role) for table in tables)]
+
+
+def _lacks(role: str, *missing: str) -> Finding:
+    return mend(
+        "rights", f"{role} may not use {', '.join(missing)}",
+        f'as the owner of the tables run: grant fullpass_worker to "{role}"; (docs/security.md)',
+    )  # fmt: skip
 
 
 def _row_security(table: asyncpg.Record, role: str) -> Finding:
@@ -197,6 +218,9 @@ async def _check_pooler(settings: Settings, url: str) -> Finding:
     try:
         pools = await pools_transactions(url)
     except FullpassError as error:
+        if "statement pooling" in str(error):  # PgBouncer's words
+            return mend("pooler", "it pools statements, so no transaction can be had",
+                        "set its pool_mode to session or transaction")  # fmt: skip
         return unknown("pooler", masked(str(error)))
     if not pools:
         return ok("pooler", "direct connection or session pooler")
@@ -264,7 +288,8 @@ async def _check_listen(settings: Settings, url: str) -> Finding:
         connection = await connect(at, command_timeout_seconds=_LISTEN_TIMEOUT_SECONDS)
     except FullpassError as error:
         name = "DATABASE_LISTEN_URL" if settings.database_listen_url else "DATABASE_URL"
-        return mend("listen", masked(str(error)), f"correct {name}")
+        told = masked(str(error)).removeprefix("DATABASE_URL: ")
+        return mend("listen", told, f"correct {name}")
     try:
         with database_errors():
             await connection.add_listener(channel, lambda *_: heard.set())

@@ -35,6 +35,8 @@ class Message:
     at: datetime
     attempts: int
     """This one included."""
+    taken_at: datetime
+    """When this attempt began, by the database's clock (promise 5)."""
     put_off_seconds: float
     """Until it is due again, should this attempt fail or nobody say how it went."""
     data: dict[str, Any]
@@ -79,7 +81,8 @@ class Outbox:
         """Take at most so many due messages of each channel; each is put off already."""
         with database_errors():
             rows = await self._pool.fetch(
-                "select *, extract(epoch from due_at - clock_timestamp())::float8 as put_off "
+                "select *, clock_timestamp() as taken_at, "
+                "extract(epoch from due_at - clock_timestamp())::float8 as put_off "
                 "from fullpass.take_messages($1, $2)",
                 list(channels),
                 limit,
@@ -88,7 +91,8 @@ class Outbox:
             Message(
                 id=row["id"], channel=row["channel"], event=row["event"], job_id=row["job_id"],
                 user_id=row["user_id"], at=row["at"], attempts=row["attempts"],
-                put_off_seconds=row["put_off"], data=json.loads(row["data"]),
+                taken_at=row["taken_at"], put_off_seconds=row["put_off"],
+                data=json.loads(row["data"]),
             )
             for row in rows
         ]  # fmt: skip
@@ -126,6 +130,16 @@ class Outbox:
             await self._pool.execute(
                 "select fullpass.note_told_stop($1, $2)", json.dumps(data), seconds_ago
             )
+
+    async def went_on(self, *, within_seconds: float) -> bool:
+        """Whether any worker's job showed, so lately, that work goes on after a stop."""
+        with database_errors():
+            resumed: bool = await self._pool.fetchval(
+                "select exists (select from fullpass.outbox where about = 'work' "
+                "and event = 'resumed' and at > clock_timestamp() - make_interval(secs => $1))",
+                within_seconds,
+            )
+        return resumed
 
     async def look_for_stuck(self) -> None:
         """Write an alert when jobs are stuck, at most one an hour among all workers."""

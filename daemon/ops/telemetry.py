@@ -138,7 +138,7 @@ class _Witness:
         ) as span:
             try:
                 yield
-            except BaseException as error:
+            except BaseException as error:  # noted on the span, and raised again
                 span.set_attribute("error.type", type(error).__name__)
                 # To wait, to be drained or cancelled is no failure.
                 if isinstance(error, Exception) and not isinstance(error, (Wait, Stop)):

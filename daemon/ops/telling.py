@@ -121,7 +121,7 @@ class Teller:
         except OutOfReach as error:
             _log.warning("telling.waits", error=masked(str(error)))
             self.alarm.cry_out()
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - telling harms no job; it is tried again
             _log.error("telling.broken", exc_info=error)
         else:
             return True

@@ -104,6 +104,12 @@ class Endings:
 
     async def _write(self, work: Work, ending: Callable[[], Awaitable[None]]) -> None:
         """Write an ending, for as long as the database keeps us from it."""
+        try:
+            await self._written(work, ending)
+        finally:
+            self._waits(None)
+
+    async def _written(self, work: Work, ending: Callable[[], Awaitable[None]]) -> None:
         backoff = Backoff(longest_seconds=5.0)
         refused = False
         while True:
@@ -117,7 +123,7 @@ class Endings:
                 await asyncio.sleep(backoff.next_seconds())
             except LeaseLost:
                 ending = self._excuser(work)
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:  # noqa: BLE001 - logged, and told as the job's ending
                 # Not trouble: what is written here is refused (a trigger, a constraint, a text).
                 _log.exception("job.ending_refused", step=work.step)
                 if refused:
@@ -125,7 +131,6 @@ class Endings:
                 refused = True
                 ending = self._refusal(work, error)
             else:
-                self._waits(None)
                 return
 
     def _refusal(self, work: Work, error: Exception) -> Callable[[], Awaitable[None]]:

@@ -41,33 +41,12 @@ async def claim(
     rollout_percent: int = 100,
     daily_limit: int | None = None,
     only: UUID | None = None,
-) -> Job | None:
-    """Take one due job, or None; `only` that one, due or not. Expired leases are swept first."""
-    claimed = await claim_many(
-        pool,
-        limit=1,
-        worker_id=worker_id,
-        lease_seconds=lease_seconds,
-        version=version,
-        rollout_percent=rollout_percent,
-        daily_limit=daily_limit,
-        only=only,
-    )
-    return claimed[0] if claimed else None
-
-
-async def claim_many(
-    pool: Pool,
-    *,
-    limit: int,
-    worker_id: str,
-    lease_seconds: float,
-    version: str,
-    rollout_percent: int = 100,
-    daily_limit: int | None = None,
-    only: UUID | None = None,
+    limit: int = 1,
 ) -> list[Job]:
-    """Take up to `limit` due jobs, each of another user."""
+    """Take up to `limit` due jobs, each of another user; `only` that one, due or not.
+
+    Expired leases are swept first.
+    """
     with database_errors(protocol=True):
         rows = await pool.fetch(
             """

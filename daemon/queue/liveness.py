@@ -1,8 +1,7 @@
 """Whether a worker's loops are alive, asked from another thread, and what they are doing.
 
 Owns the echo that measures the event loop's lag, the pulse of the loop that claims, and the dump of
-stacks when something hangs. Leaves what
-to do about it to the heartbeat (promise 6).
+stacks when something hangs. Leaves what to do about it to the heartbeat (promise 6).
 """
 
 from __future__ import annotations

@@ -85,9 +85,12 @@ class Pausing:
     def ending(self, trouble: str | None) -> None:
         """Note what keeps the end of a job from being written; None: it is written.
 
-        A database with a full disk still answers, so that the queue seems well (53100).
+        A database with a full disk still answers, so that the queue seems well (53100); and while
+        every place is taken the queue is asked nothing, so this alone shows that it is away.
         """
         self._ending_waits_for = None if trouble is None else masked(trouble)
+        if self._ending_waits_for is not None:
+            self._alarm.out_of_reach(self._ending_waits_for)
 
     def lost_the_queue(self, error: OutOfReach) -> float:
         """Return how long to wait for the database before asking again."""
@@ -98,9 +101,10 @@ class Pausing:
         return seconds
 
     def reached_the_queue(self) -> None:
-        """Note that the database answered."""
+        """Note that the database answered, or was not asked."""
         if self._out_of_reach is not None:
             _log.info("worker.reconnected", failures=self._backoff.failures)
             self._out_of_reach = None
             self._backoff.reset()
-        self._alarm.reached()
+        if self._ending_waits_for is None:
+            self._alarm.reached()

@@ -92,7 +92,7 @@ async def test_tables_stay_as_small_as_what_they_hold_after_100_000_jobs(
 
 async def work(pool: Pool, worker: str) -> None:
     """Do jobs as a worker does, without what is in them."""
-    while claimed := await jobs.claim_many(
+    while claimed := await jobs.claim(
         pool, worker_id=worker, lease_seconds=60, version="x", limit=10
     ):
         for job in claimed:

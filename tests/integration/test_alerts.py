@@ -9,7 +9,6 @@ import uuid
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from daemon.database import open_pool
 from daemon.logs import mask_secrets
 from daemon.ops.outbox import Outbox
 from daemon.settings import load_settings
@@ -18,7 +17,15 @@ from tests.support.anthropic_server import AnthropicServer
 from tests.support.exports import planted_export
 from tests.support.queue_checks import until
 from tests.support.tcp_proxy import TcpProxy
-from tests.support.telling import a_job, all_ended, ended_job, kept_live, settings_for, telling
+from tests.support.telling import (
+    a_job,
+    all_ended,
+    ended_job,
+    kept_live,
+    settings_for,
+    telling,
+    telling_over_a_link,
+)
 from tests.support.worker_process import QUICK, work_once
 
 if TYPE_CHECKING:
@@ -222,12 +229,11 @@ async def test_a_database_out_of_reach_is_told_straight_out_once_and_its_return_
         async with serving(proxy.url, **settings) as worker:
             worker.alarm._patience_seconds = 0.4
             await until(lambda: worker_beats(worker), seconds=10)
-            proxy.retarget("postgresql://127.0.0.1:1")
-            proxy.reset()
+            proxy.lose()
             await chat.until(1)
             await asyncio.sleep(1.0)  # it goes on failing; the deadline of telling it again
             assert len(chat.received) == 1
-            proxy.retarget(database_url)
+            proxy.find()
             proxy.reset()
             await chat.until(2, seconds=30)
     lost, back = chat.texts()
@@ -239,24 +245,20 @@ async def test_a_stop_told_while_the_database_was_away_is_told_to_be_over(
     database_url: str, db: Db, chat: WebhookReceiver
 ) -> None:
     """It went straight out, so the outbox has to learn of it, or nobody hears of its end."""
-    with TcpProxy(database_url) as proxy:
-        pool = await open_pool(proxy.url)
-        async with telling(pool, look_seconds=0.3, **settings_for(chat=chat)) as teller:
-            proxy.retarget("postgresql://127.0.0.1:1")
-            proxy.reset()
-            teller.alarm.stopped("the key is refused")
-            teller.alarm.out_of_reach("the database cannot be reached")
-            await chat.until(1)
-            assert "work has stopped" in chat.texts()[0]
-            proxy.retarget(database_url)
-            teller.alarm.reached()
-            await until(lambda: db.fetchval("select count(*) = 1 from fullpass.outbox"), seconds=10)
-            job = await a_job(db, "jobs/later")
-            await db.fetch("select fullpass.claim('w', 60, 'v', p_only => $1)", job)
-            await db.execute("select fullpass.complete($1, 1, '{}', '{}')", job)
-            await chat.until(2)
-            await all_ended(db)
-        pool.terminate()
+    async with telling_over_a_link(database_url, **settings_for(chat=chat)) as (proxy, teller):
+        proxy.lose()
+        teller.alarm.stopped("the key is refused")
+        teller.alarm.out_of_reach("the database cannot be reached")
+        await chat.until(1)
+        assert "work has stopped" in chat.texts()[0]
+        proxy.find()
+        teller.alarm.reached()
+        await until(lambda: db.fetchval("select count(*) = 1 from fullpass.outbox"), seconds=10)
+        job = await a_job(db, "jobs/later")
+        await db.fetch("select fullpass.claim('w', 60, 'v', p_only => $1)", job)
+        await db.execute("select fullpass.complete($1, 1, '{}', '{}')", job)
+        await chat.until(2)
+        await all_ended(db)
     assert chat.texts()[1] == "fullpass: work goes on. It had stopped for: the key is refused"
     assert len(chat.texts()) == 2
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from daemon.database import open_pool
 from daemon.errors import Systemic
 from daemon.ops.outbox import Outbox
 from daemon.queue.pausing import Pausing
 from tests.support.loopback import Reply
 from tests.support.queue_checks import until
-from tests.support.tcp_proxy import TcpProxy
-from tests.support.telling import settings_for, telling
+from tests.support.telling import settings_for, telling, telling_over_a_link
 
 if TYPE_CHECKING:
     from daemon.database import Pool
@@ -54,17 +52,13 @@ async def test_a_stop_that_the_room_did_not_take_at_first_is_told_again(
 ) -> None:
     """It goes straight out, since the database is away too: no outbox tries it again."""
     chat.answers.append(Reply(500))
-    with TcpProxy(database_url) as proxy:
-        pool = await open_pool(proxy.url)
-        async with telling(pool, look_seconds=0.3, **settings_for(chat=chat)) as teller:
-            proxy.retarget("postgresql://127.0.0.1:1")
-            proxy.reset()
-            teller.alarm.stopped("the key is refused")
-            await chat.until(2)
-            proxy.retarget(database_url)
-            told = "select count(*) = 1 from fullpass.outbox where outcome = 'delivered'"
-            await until(lambda: db.fetchval(told), seconds=10)
-        pool.terminate()
+    async with telling_over_a_link(database_url, **settings_for(chat=chat)) as (proxy, teller):
+        proxy.lose()
+        teller.alarm.stopped("the key is refused")
+        await chat.until(2)
+        proxy.find()
+        told = "select count(*) = 1 from fullpass.outbox where outcome = 'delivered'"
+        await until(lambda: db.fetchval(told), seconds=10)
     assert ["work has stopped" in text for text in chat.texts()] == [True, True]
 
 
@@ -88,19 +82,15 @@ async def test_an_outage_of_the_database_that_the_room_did_not_hear_of_is_told_a
 async def test_each_stop_while_the_database_is_away_is_told_when_work_had_gone_on_in_between(
     database_url: str, db: Db, chat: WebhookReceiver
 ) -> None:
-    with TcpProxy(database_url) as proxy:
-        pool = await open_pool(proxy.url)
-        async with telling(pool, look_seconds=0.3, **settings_for(chat=chat)) as teller:
-            pausing = Pausing(teller.alarm)
-            for stops in (1, 2):
-                proxy.retarget("postgresql://127.0.0.1:1")
-                proxy.reset()
-                pausing.take(Systemic("the key is refused", seconds=60.0))
-                await chat.until(stops)
-                proxy.retarget(database_url)
-                noted = f"select count(*) = {stops} from fullpass.outbox"
-                await until(partial(db.fetchval, noted), seconds=10)
-                pausing.worked()
-                pausing._until = 0.0
-        pool.terminate()
+    async with telling_over_a_link(database_url, **settings_for(chat=chat)) as (proxy, teller):
+        pausing = Pausing(teller.alarm)
+        for stops in (1, 2):
+            proxy.lose()
+            pausing.take(Systemic("the key is refused", seconds=60.0))
+            await chat.until(stops)
+            proxy.find()
+            noted = f"select count(*) = {stops} from fullpass.outbox"
+            await until(partial(db.fetchval, noted), seconds=10)
+            pausing.worked()
+            pausing._until = 0.0
     assert ["work has stopped" in text for text in chat.texts()] == [True, True]

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from daemon.cli.screen import job_screen
 from daemon.database import open_pool
+from daemon.fullpass.context import STEPS
 from daemon.llm.batch_api import BatchApi, batch_api_of
 from daemon.llm.batch_rows import Batch, BatchRows, Draft
 from daemon.llm.batches import Batches
@@ -131,6 +132,27 @@ async def test_results_that_break_off_are_noted_once_each(
         assert await noted(db, server)
 
 
+@pytest.mark.parametrize(
+    "tail",
+    [b"\n", b'{"custom_id": "a\\u0000b", "result": {"type": "expired"}}\n'],
+    ids=["an empty line", "an id that no row can hold"],
+)
+async def test_what_stands_behind_the_last_result_changes_nothing(
+    db: Any, database_url: str, tmp_path: Path, tail: bytes
+) -> None:
+    export = planted_export(conversations=4, filler_words=60)
+    user = uuid.uuid4()
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(batch_tail=tail)
+        tally = await work_once(database_url, server.url, **BATCH)
+        assert tally.completed == [job]
+        assert await all_planted(db, user, export)
+        assert not server.record.paid_again()
+        assert await noted(db, server)
+    assert await db.fetchval("select attempts from processing_jobs") == 1
+
+
 async def test_cancelling_a_job_that_waits_cancels_its_batch_and_keeps_what_was_answered(
     db: Any, database_url: str, tmp_path: Path
 ) -> None:
@@ -233,8 +255,9 @@ async def test_a_limit_on_cost_holds_before_a_batch_is_made(
         assert await noted(db, server)
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["usage told", "usage not told"])
 async def test_thinking_that_is_paid_as_output_takes_no_batch_past_the_limit(
-    db: Any, database_url: str, tmp_path: Path
+    db: Any, database_url: str, tmp_path: Path, *, told: bool
 ) -> None:
     export = planted_export(conversations=8, filler_words=60)
     user = uuid.uuid4()
@@ -246,25 +269,33 @@ async def test_thinking_that_is_paid_as_output_takes_no_batch_past_the_limit(
     await insert_job(db, export.write(tmp_path / "c.json"), user)
     limit = Decimal("0.006")
     with AnthropicServer(truth=export.truth) as server:
-        server.behave(thinking_tokens=7_000)
+        server.behave(thinking_tokens=7_000, faults={} if told else {"no_usage": 1.0})
         await work_once(database_url, server.url, max_cost_usd_per_job=float(limit), **BATCH)
         assert server.batches.made
         assert limit / 2 < paid(server) <= limit
-        assert await noted(db, server)
+        if told:
+            assert await noted(db, server)
+        else:
+            assert await db.fetchval("select sum(cost_usd) from fullpass.llm_calls") is None
+
+
+def at_most(usd: float) -> dict[str, Any]:
+    """A limit on a job, and a model for MEMORY whose one call may cost four cents of it."""
+    return {
+        "max_cost_usd_per_job": usd,
+        "model_capabilities": {"sonnet-5.5": {"input_usd": 0.1, "output_usd": 2}},
+        "memory_model": "sonnet-5.5",
+    }
 
 
 async def test_what_is_paid_at_once_leaves_a_batch_that_is_out_its_money(
     db: Any, database_url: str, tmp_path: Path
 ) -> None:
-    # One window is read at once for a first MEMORY, whose own call may cost four cents.
+    # One window is read at once for a first MEMORY.
     export = planted_export(conversations=12, filler_words=60)
     job = await insert_job(db, export.write(tmp_path / "c.json"), uuid.uuid4())
     limit = Decimal("0.06")
-    money: dict[str, Any] = {
-        "max_cost_usd_per_job": float(limit),
-        "model_capabilities": {"sonnet-5.5": {"input_usd": 0.1, "output_usd": 2}},
-        "memory_model": "sonnet-5.5",
-    }
+    money = at_most(float(limit))
     with AnthropicServer(truth=export.truth) as server:
         server.behave(batch_seconds=3600.0)
         tally = await work_once(database_url, server.url, **ONE_LOOK, **money)
@@ -278,12 +309,16 @@ async def test_what_is_paid_at_once_leaves_a_batch_that_is_out_its_money(
         assert purposes == {"extract"}
         detail = await db.fetchrow("select status, attempts from processing_jobs")
         assert (detail["status"], detail["attempts"]) == ("pending", 0)
-        server.behave(batch_seconds=0.0)
+        # While it is out, a worker that looks again and again tries what it cannot pay but once.
+        server.behave(batch_seconds=2.0)
         await look_now(db, job)
+        counted = "select count(*) from fullpass.job_events where event = 'step.started'"
+        before = await db.fetchval(counted)
         tally = await work_once(database_url, server.url, **{**BATCH, **money})
         assert tally.completed == [job]
         assert await db.fetchval("select sum(cost_usd) from fullpass.llm_calls") <= limit
         assert {call.purpose for call in server.record.completed()} > {"extract"}
+        assert await db.fetchval(counted) - before <= 2 * len(STEPS)
         assert len(made.requests) > 2
         assert not server.record.paid_again()
 
@@ -294,14 +329,9 @@ async def test_a_provider_without_batches_waits_for_none_and_says_what_is_set_as
 ) -> None:
     export = planted_export(conversations=12, filler_words=60)
     job = await insert_job(db, export.write(tmp_path / "c.json"), uuid.uuid4())
-    money: dict[str, Any] = {
-        "max_cost_usd_per_job": 0.06,
-        "model_capabilities": {"sonnet-5.5": {"input_usd": 0.1, "output_usd": 2}},
-        "memory_model": "sonnet-5.5",
-    }
     with AnthropicServer(truth=export.truth) as server:
         server.behave(batch_seconds=3600.0)
-        tally = await work_once(database_url, server.url, **ONE_LOOK, **money)
+        tally = await work_once(database_url, server.url, **ONE_LOOK, **at_most(0.06))
         assert tally.left
     await look_now(db, job)
     with CloudServer(truth=export.truth) as cloud:
@@ -315,13 +345,12 @@ async def test_a_provider_without_batches_waits_for_none_and_says_what_is_set_as
             "anthropic_bedrock_base_url": cloud.url,
             "anthropic_bedrock_mantle_base_url": f"{cloud.url}/anthropic",
         }
-        money["max_cost_usd_per_job"] = limit
-        tally = await work_once(database_url, cloud.url, **{**ONE_LOOK, **money, **bedrock})
+        again = {**ONE_LOOK, **bedrock, **at_most(limit)}
+        tally = await work_once(database_url, cloud.url, **again)
         assert f"MAX_COST_USD_PER_JOB ({limit:g})" in tally.failed[job]
         assert "spent or set aside" in tally.failed[job]
-        money["max_cost_usd_per_job"] = 1.0
         await db.fetchval("select fullpass.retry($1)", job)
-        tally = await work_once(database_url, cloud.url, **{**ONE_LOOK, **money, **bedrock})
+        tally = await work_once(database_url, cloud.url, **{**again, **at_most(1.0)})
         assert tally.completed == [job]
 
 

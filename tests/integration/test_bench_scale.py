@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
 import asyncpg
 
 from bench.bench_scale import Point, curve_metrics, footprint_metrics
 from bench.scale_counts import Left, Look
+from tests.support.cli import ROOT, ask
+from tests.support.worker_process import environment
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def point(workers: int, rate: float, claim_ms: float, connections: int) -> Point:
@@ -62,3 +73,32 @@ async def test_the_look_sees_rows_growth_and_wal_of_others_and_not_its_own(
     assert heap["bytes"] > 2**20
     assert left.wal_bytes > 2**20
     assert left.rows("inserted") == 2000
+
+
+def test_a_simulated_pass_is_written_down_as_real_ones_are_and_ends(
+    database_url: str, tmp_path: Path
+) -> None:
+    ask(
+        database_url,
+        "insert into processing_jobs (user_id, storage_path) "
+        "select gen_random_uuid(), 'bench/' || n from generate_series(1, 20) n",
+    )
+    claims = tmp_path / "claims"
+    workers = subprocess.Popen(
+        [sys.executable, str(ROOT / "bench" / "scale_worker.py"), "2", "5", str(claims)],
+        env=environment(database_url, None, llm_provider="offline"),
+    )
+    ends = "select count(*) from processing_jobs where status = 'complete'"
+    try:
+        deadline = time.monotonic() + 30
+        while ask(database_url, ends)[0][0] < 20:
+            assert time.monotonic() < deadline, ask(
+                database_url, "select error_message from processing_jobs limit 1"
+            )
+            time.sleep(0.1)  # polled until the deadline
+    finally:
+        workers.terminate()
+        assert workers.wait(20) == 0
+    assert claims.read_text()
+    paid = "select count(*), sum(cost_usd) from fullpass.llm_calls where usable"
+    assert [tuple(row) for row in ask(database_url, paid)] == [(40, Decimal("0.05"))]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from daemon.memory_gauge import MIB, Gauge, allowed_calls
+from daemon.queue.intake import ROOM_FOR_A_JOB_BYTES
 from daemon.settings import Settings
-from daemon.worker import _ROOM_FOR_A_JOB_BYTES
 from tests.support.cli import EXAMPLE, ROOT, Cli, ask
 from tests.support.memory_limit import limited
 from tests.support.stage import EXPORT, PERSON, truth_of_the_example
@@ -132,7 +132,7 @@ def test_the_table_of_plans_follows_from_the_gauge() -> None:
     for limit, calls, jobs in rows:
         gauge = Gauge(int(limit) * MIB, 180 * MIB, "cgroup v2")
         assert allowed_calls(gauge, ceiling=50) == int(calls)
-        assert 1 + gauge.available_bytes // _ROOM_FOR_A_JOB_BYTES == int(jobs)
+        assert 1 + gauge.available_bytes // ROOM_FOR_A_JOB_BYTES == int(jobs)
     assert 'peak_rss_mb_{name}", peak.rss_mb, "MB", 180)' in (
         ROOT / "bench/bench_ingest.py"
     ).read_text(encoding="utf-8"), "the page says that bench-ingest allows 180 MB"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
 
-from daemon.database import open_pool
+from daemon.database import connect, open_pool
 from daemon.fullpass.tiers import accepted_tiers
 from daemon.ops import doctor
 from daemon.settings import load_settings
@@ -168,6 +170,51 @@ async def test_a_login_without_rights_gets_the_grant_that_helps(
         assert to_mend(await examined(setup, database_url=url)) == set()
 
 
+async def test_a_login_without_any_right_gets_the_same_grant(
+    setup: dict[str, Any], database_url: str
+) -> None:
+    with login_in(database_url) as url:
+        found = await examined(setup, database_url=url)
+        assert to_mend(found) == {"rights"}
+        assert "schema fullpass" in found["rights"].told
+        assert "grant fullpass_worker to" in str(found["rights"].remedy)
+
+
+async def test_a_database_that_takes_no_writes(setup: dict[str, Any], database_url: str) -> None:
+    name = urlsplit(database_url).path.strip("/")
+    ask(database_url, f"alter database {name} set default_transaction_read_only = on")
+    found = await examined(setup)
+    assert to_mend(found) == {"database"}
+    sql = re.search(r"run: (.* commit;)", str(found["database"].remedy))
+    assert sql is not None
+    connection = await connect(database_url)
+    await connection.execute(sql[1])  # the remedy is exact
+    await connection.close()
+    assert to_mend(await examined(setup)) == set()
+
+
+@pytest.mark.parametrize("tail", ["", "?application_name=x&sslmode=perhaps"])
+def test_an_address_that_is_torn_is_told_without_its_password(tmp_path: Path, tail: str) -> None:
+    user = "me:hunter22/rest#more" if not tail else "me:hunter22"
+    cli = Cli(tmp_path, DATABASE_URL=f"postgresql://{user}@127.0.0.1:1/none{tail}")
+    for command, code in (("doctor", 1), ("status", 2), ("migrate", 2)):
+        done = cli.run(command)
+        said = " ".join((done.stdout + done.stderr).split())
+        assert done.returncode == code, said
+        assert "DATABASE_URL: cannot be read as an address" in said
+        assert "%2F for /" in said
+        assert "hunter22" not in said
+
+
+async def test_several_hosts_in_the_address(setup: dict[str, Any], database_url: str) -> None:
+    parts = urlsplit(database_url)
+    hosts = f"127.0.0.1:1,{parts.hostname}:{parts.port}"
+    several = database_url.replace(f"{parts.hostname}:{parts.port}", hosts)
+    found = await examined(setup, database_url=several)
+    assert to_mend(found) == set()
+    assert found["pooler"].state == "ok"
+
+
 async def test_row_security_that_hides_the_apps_rows_from_the_worker(
     setup: dict[str, Any], database_url: str
 ) -> None:
@@ -214,6 +261,14 @@ async def test_a_memory_limit_that_leaves_no_room(setup: dict[str, Any]) -> None
     assert "1 of 3 calls" in found["memory"].told
 
 
+async def test_a_pooler_that_lends_by_statement_cannot_serve(
+    setup: dict[str, Any], database_url: str
+) -> None:
+    with transaction_pooler(database_url, mode="statement") as pooled:
+        found = await examined(setup, database_url=pooled)
+        assert to_mend(found) == {"pooler"}
+
+
 async def test_a_transaction_pooler_is_noticed_and_what_it_costs(
     setup: dict[str, Any], database_url: str
 ) -> None:
@@ -228,6 +283,11 @@ async def test_a_transaction_pooler_is_noticed_and_what_it_costs(
             setup, database_url=pooled, database_listen_url="postgresql://127.0.0.1:1/none"
         )
         assert to_mend(wrong) == {"listen"}
+        refused = await examined(
+            setup, database_url=pooled, database_listen_url=database_url + "_not"
+        )
+        assert refused["listen"].remedy == "correct DATABASE_LISTEN_URL"
+        assert "DATABASE_URL" not in refused["listen"].told
 
 
 @pytest.mark.parametrize(

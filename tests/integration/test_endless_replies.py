@@ -15,8 +15,8 @@ import pytest
 
 from daemon.database import open_pool
 from daemon.errors import CallFailed, UselessReply
-from daemon.llm import reply_size
-from daemon.llm.batch_api import batch_api_of
+from daemon.llm import batch_api, reply_size
+from daemon.llm.batch_api import PerhapsMade, batch_api_of
 from daemon.llm.caller import Caller, Scope
 from daemon.llm.ledger import Ledger
 from daemon.llm.limiter import CallLimiter
@@ -50,6 +50,7 @@ class Endless:
         self.endless = True
         self.before = b""
         """Of the body, once."""
+        self.pause_seconds = 0.0
         self.sent_bytes = 0
         self.visits = 0
         self.batch = b""
@@ -69,6 +70,8 @@ class Endless:
                 writer.write(self.body)
                 self.sent_bytes += len(self.body)
                 await writer.drain()
+                if self.pause_seconds:
+                    await asyncio.sleep(self.pause_seconds)  # a trickle
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
@@ -127,7 +130,7 @@ async def test_a_reply_that_grows_without_end_as_it_is_unpacked_is_given_up() ->
             tracemalloc.stop()
         assert peak_bytes < 6 * MOST_BYTES
         server.headers = f"{HEADERS}content-encoding: br\r\n"
-        with pytest.raises(CallFailed, match="compressed as 'br'"):
+        with pytest.raises(UselessReply, match="compressed as 'br'"):  # perhaps paid, once
             await provider.call(request())
 
 
@@ -154,7 +157,7 @@ async def test_an_error_in_place_of_results_is_no_longer_for_its_lines() -> None
         server.body = (b" " * 999 + b"\n") * 65
         with pytest.raises(CallFailed, match="the results broke off"):
             async with asyncio.timeout(20):
-                async for _ in api.results("msgbatch_1", "claude-haiku-5-5"):
+                async for _ in api.results("msgbatch_1", "claude-haiku-5-5", requests=1):
                     pass
         assert server.sent_bytes < 4 * MOST_BYTES
 
@@ -176,13 +179,50 @@ async def test_results_of_a_batch_may_be_long_and_no_line_of_them(
         assert api is not None
         server.batch = msgspec.json.encode(ENDED)
         with pytest.raises(CallFailed, match="the results broke off"):
-            async for _ in api.results("msgbatch_1", "claude-haiku-5-5"):
+            async for _ in api.results("msgbatch_1", "claude-haiku-5-5", requests=1):
                 pass
         line = b'{"custom_id": "k", "result": {"type": "expired"}' + b" " * 100_000 + b"}\n"
         server.body = line * (6)
         server.endless, server.sent_bytes = False, 0
-        items = [item async for item in api.results("msgbatch_1", "claude-haiku-5-5")]
+        items = [item async for item in api.results("msgbatch_1", "claude-haiku-5-5", requests=6)]
         assert len(items) == 6
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"custom_id": "k", "result": {"type": "expired"}}\n', b"{}\n"], ids=["sound", "odd"]
+)
+async def test_results_that_never_end_are_read_no_further_than_their_requests_go(
+    line: bytes,
+) -> None:
+    async with endless() as (server, provider):
+        api = batch_api_of(provider)
+        assert api is not None
+        server.batch = msgspec.json.encode(ENDED)
+        server.body = line * 1_000
+        items = []
+        with pytest.raises(CallFailed, match="more than were asked for"):
+            async with asyncio.timeout(20):
+                async for item in api.results("msgbatch_1", "claude-haiku-5-5", requests=50):
+                    items.append(item)  # noqa: PERF401 - what came before the end counts
+        assert len(items) == (0 if line == b"{}\n" else 100)
+
+
+async def test_word_of_a_batch_that_trickles_is_waited_for_no_longer_than_a_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch_api, "_TIMEOUT_SECONDS", 0.3)
+    async with endless() as (server, provider):
+        api = batch_api_of(provider)
+        assert api is not None
+        server.body = b" " * 100  # far more often than a silence lasts, and far too little
+        server.pause_seconds = 0.05
+        for asked, raises in (
+            (api.retrieve("msgbatch_1"), CallFailed),
+            (api.cancel("msgbatch_1"), CallFailed),
+            (api.create([("k", request())]), PerhapsMade),
+        ):
+            with pytest.raises(raises, match="broke off"):
+                await asyncio.wait_for(asked, 10)
 
 
 async def test_a_useless_reply_after_its_person_was_erased_leaves_no_key(database_url: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
+from tests.support.export_samples import claude
 from tests.support.exports import conversation, planted_export
 from tests.support.worker_process import work_once
 
@@ -323,3 +324,50 @@ async def test_a_chunk_that_the_app_stored_twice_is_stored_once_again(
     )  # fmt: skip
     assert all(m["stop"] == len(m["content"]) for m in maps)
     assert len(maps) == 4
+
+
+async def test_one_file_of_an_export_in_several_takes_nothing_of_the_others_away(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    """Claude sends memories and conversations apart; ChatGPT's shards may be uploaded one by one."""
+    user = uuid.uuid4()
+    often = {"max_jobs_per_user_per_day": 0}
+    talks = [claude("c", "I prefer jazz over rock.")]
+    await passed(db, database_url, tmp_path / "conversations.json", talks, user, **often)
+    for memory in ("Plays the tuba.", "Plays the horn."):
+        of_account = {"conversations_memory": memory, "account_uuid": "u"}
+        await passed(db, database_url, tmp_path / "memories.json", of_account, user, **often)
+    for number in range(2):
+        shard = [conversation(number, [("user", f"I moved to town {number}.")])]
+        await passed(
+            db, database_url, tmp_path / f"conversations-00{number}.json", shard, user, **often
+        )
+    told = {c["content"].partition(": ")[2] for c in await chunks_of(db, user)}
+    assert told == {"I prefer jazz over rock.", "Plays the horn.", "I moved to town 0.", "I moved to town 1."}  # fmt: skip
+
+
+async def test_what_is_to_be_forgotten_goes_though_the_export_is_damaged(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = [conversation(n, [("user", f"I moved to town {n}.")]) for n in range(3)]
+    user = uuid.uuid4()
+    await passed(db, database_url, tmp_path / "c.json", export, user)
+    export[1]["is_do_not_remember"] = True
+    await passed(db, database_url, tmp_path / "c.json", [export[1], 5], user)
+    assert {c["conversation_id"] for c in await chunks_of(db, user)} == {"conv-0", "conv-2"}
+    assert await db.fetchval("select count(*) from fullpass.conversations where user_id = $1", user) == 2  # fmt: skip
+
+
+async def test_an_update_said_to_lie_far_ahead_does_not_make_all_later_exports_old(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = [conversation(n, [("user", f"I moved to town {n}.")]) for n in range(3)]
+    user = uuid.uuid4()
+    for damaged in export[:2]:
+        damaged["update_time"] = 4_294_967_295
+    await passed(db, database_url, tmp_path / "c.json", export, user)
+    grown = conversation(0, [("user", "I moved to town 0."), ("user", "Then to Porto.")])
+    await passed(db, database_url, tmp_path / "c2.json", [grown, export[2]], user)
+    told = {c["conversation_id"]: c["content"] for c in await chunks_of(db, user)}
+    assert set(told) == {"conv-0", "conv-2"}
+    assert "Porto" in told["conv-0"]

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
-from daemon.database import connect, open_pool
+from daemon.database import connect
 from daemon.fullpass.chunks import CHUNKING_VERSION
 from daemon.queue.housekeeping import keep_house
 from tests.support.cli import EXAMPLE, Cli, ask
@@ -15,9 +15,9 @@ from tests.support.cli import EXAMPLE, Cli, ask
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import asyncpg
-
+    from daemon.database import Pool
     from tests.support.storage_server import StorageServer
+    from tests.support.telling import Db
 
 PATH = "exports/one/conversations.json"
 
@@ -44,7 +44,7 @@ from processing_jobs j cross join times t;
 """
 
 
-async def grown_old(db: asyncpg.Connection[asyncpg.Record]) -> None:
+async def grown_old(db: Db) -> None:
     """Two jobs, one ended, with rows of each kind of today and of forty days ago."""
     await db.execute(
         "create table times as select now() - n * interval '40 days' as at "
@@ -55,78 +55,66 @@ async def grown_old(db: asyncpg.Connection[asyncpg.Record]) -> None:
 
 
 async def test_what_is_old_goes_and_what_was_promised_stays(
-    tmp_path: Path, database_url: str
+    db: Db, tmp_path: Path, database_url: str
 ) -> None:
-    db = await connect(database_url)
-    try:
-        await grown_old(db)
-        cli = Cli(tmp_path, DATABASE_URL=database_url)
-        pruned = cli.json("prune", "--json")
-        assert pruned == {
-            "older_than_days": 30,
-            # The timeline of a job that has not ended is kept whole, and so is a plan not carried out.
-            "dropped": {
-                "llm_bodies": 2,
-                "job_events": 1,
-                "windows": 1,
-                "workers": 1,
-                "outbox": 1,
-            },
-        }
-        calls = await db.fetch("select * from fullpass.llm_calls order by created_at")
-        assert [call["response"] for call in calls] == [None, None, "words", "words"]
-        assert [call["call_key"] for call in calls] == [None, None, "key", "key"]
-        assert sum(call["cost_usd"] for call in calls) == 2
-        assert await db.fetchval("select sum(cost_usd) from fullpass.job_costs") == 2
-        assert await db.fetchval("select count(*) from fullpass.chunk_outcomes") == 4
-        again = cli.run("prune", PIPELINE_RETENTION_DAYS=50)
-        assert again.returncode == 0
-        assert "Nothing of these is older than 50 days" in again.stdout
-    finally:
-        await db.close()
+    await grown_old(db)
+    cli = Cli(tmp_path, DATABASE_URL=database_url)
+    pruned = cli.json("prune", "--json")
+    assert pruned == {
+        "older_than_days": 30,
+        # The timeline of a job that has not ended is kept whole, and so is a plan not carried out.
+        "dropped": {
+            "llm_bodies": 2,
+            "job_events": 1,
+            "windows": 1,
+            "workers": 1,
+            "outbox": 1,
+        },
+    }
+    calls = await db.fetch("select * from fullpass.llm_calls order by created_at")
+    assert [call["response"] for call in calls] == [None, None, "words", "words"]
+    assert [call["call_key"] for call in calls] == [None, None, "key", "key"]
+    assert sum(call["cost_usd"] for call in calls) == 2
+    assert await db.fetchval("select sum(cost_usd) from fullpass.job_costs") == 2
+    assert await db.fetchval("select count(*) from fullpass.chunk_outcomes") == 4
+    again = cli.run("prune", PIPELINE_RETENTION_DAYS=50)
+    assert again.returncode == 0
+    assert "Nothing of these is older than 50 days" in again.stdout
 
 
-async def test_a_worker_prunes_by_itself_a_bounded_amount_at_a_time(database_url: str) -> None:
-    pool = await open_pool(database_url)
-    try:
-        await pool.execute(
-            "insert into fullpass.job_events (job_id, at, event) "
-            "select gen_random_uuid(), now() - interval '40 days', 'step.started' "
-            "from generate_series(1, 2500)"
-        )
-        counts = json.loads(await pool.fetchval("select fullpass.prune(30, 1000)"))
-        assert counts["job_events"] == 1000
-        await keep_house(pool, retention_days=30)
-        assert await pool.fetchval("select count(*) from fullpass.job_events") == 0
-    finally:
-        await pool.close()
+async def test_a_worker_prunes_by_itself_a_bounded_amount_at_a_time(pool: Pool) -> None:
+    await pool.execute(
+        "insert into fullpass.job_events (job_id, at, event) "
+        "select gen_random_uuid(), now() - interval '40 days', 'step.started' "
+        "from generate_series(1, 2500)"
+    )
+    counts = json.loads(await pool.fetchval("select fullpass.prune(30, 1000)"))
+    assert counts["job_events"] == 1000
+    await keep_house(pool, retention_days=30)
+    assert await pool.fetchval("select count(*) from fullpass.job_events") == 0
 
 
-async def test_pruning_finds_what_is_old_without_reading_what_is_not(database_url: str) -> None:
-    db = await connect(database_url)
-    try:
-        await db.execute(
-            "insert into fullpass.job_events (job_id, event) "
-            "select gen_random_uuid(), 'step.started' from generate_series(1, 50000)"
-        )
-        await db.execute(
-            "insert into fullpass.llm_calls (user_id, purpose, provider, model, prompt_version, "
-            "usable, response) select gen_random_uuid(), 'x', 'p', 'm', 'v', true, 'words' "
-            "from generate_series(1, 20000)"
-        )
-        await db.execute("analyze")
-        best = float("inf")
-        for _ in range(5):
-            started = time.perf_counter()
-            await db.fetchval("select fullpass.prune(30)")
-            best = min(best, time.perf_counter() - started)
-        assert best < 0.02
-    finally:
-        await db.close()
+async def test_pruning_finds_what_is_old_without_reading_what_is_not(db: Db) -> None:
+    await db.execute(
+        "insert into fullpass.job_events (job_id, event) "
+        "select gen_random_uuid(), 'step.started' from generate_series(1, 50000)"
+    )
+    await db.execute(
+        "insert into fullpass.llm_calls (user_id, purpose, provider, model, prompt_version, "
+        "usable, response) select gen_random_uuid(), 'x', 'p', 'm', 'v', true, 'words' "
+        "from generate_series(1, 20000)"
+    )
+    await db.execute("analyze")
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        await db.fetchval("select fullpass.prune(30)")
+        best = min(best, time.perf_counter() - started)
+    assert best < 0.02
 
 
-async def test_a_prune_waits_for_nobody(database_url: str) -> None:
-    db, app = await connect(database_url), await connect(database_url)
+async def test_a_prune_waits_for_nobody(db: Db, database_url: str) -> None:
+    app = await connect(database_url)
     try:
         await grown_old(db)
         async with app.transaction():
@@ -137,7 +125,6 @@ async def test_a_prune_waits_for_nobody(database_url: str) -> None:
         assert counts["job_events"] == 1
         assert json.loads(await db.fetchval("select fullpass.prune(30)"))["llm_bodies"] == 2
     finally:
-        await db.close()
         await app.close()
 
 
@@ -202,15 +189,11 @@ def test_our_tables_are_vacuumed_by_what_they_go_through(database_url: str) -> N
     }  # fmt: skip
 
 
-async def test_no_message_goes_while_it_may_still_be_told(database_url: str) -> None:
-    db = await connect(database_url)
-    try:
-        await db.execute(
-            "insert into fullpass.outbox (channel, event, at) "
-            "select 'notify', 'completed', now() - d * interval '1 day' from unnest(array[2, 5]) d"
-        )
-        pruned = json.loads(await db.fetchval("select fullpass.prune(1)"))
-        assert pruned["outbox"] == 1
-        assert await db.fetchval("select at > now() - interval '3 days' from fullpass.outbox")
-    finally:
-        await db.close()
+async def test_no_message_goes_while_it_may_still_be_told(db: Db) -> None:
+    await db.execute(
+        "insert into fullpass.outbox (channel, event, at) "
+        "select 'notify', 'completed', now() - d * interval '1 day' from unnest(array[2, 5]) d"
+    )
+    pruned = json.loads(await db.fetchval("select fullpass.prune(1)"))
+    assert pruned["outbox"] == 1
+    assert await db.fetchval("select at > now() - interval '3 days' from fullpass.outbox")

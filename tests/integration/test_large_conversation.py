@@ -6,19 +6,27 @@ import asyncio
 import json
 import sys
 import uuid
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import msgspec
 import pytest
 
 from daemon.database import open_pool
 from daemon.errors import LeaseLost, OutOfReach
+from daemon.fullpass.handover import Batch, Part, Row
+from daemon.fullpass.staging import Staging
 from daemon.queue.lease import Lease
+from daemon.settings import load_settings
+from daemon.worker import Worker
 from tests.support.exports import conversation
 from tests.support.worker_process import environment, work_once, worker_process
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from daemon.fullpass.context import Pass
 
 Turns = list[tuple[str, str]]
 # More than two slices, and a lease in which one transaction could not hold the row for all of it.
@@ -225,3 +233,35 @@ async def test_a_whole_pass_over_a_large_conversation(
     await work_once(database_url, None)
     memory = await db.fetchval("select memory_md from user_profiles where user_id = $1", user)
     assert "tea over coffee" in memory
+
+
+async def test_a_conversation_given_up_half_way_leaves_nothing_in_the_way_of_the_next(
+    db: Any, database_url: str
+) -> None:
+    def sliced(own_id: str, *counts: int) -> list[Part]:
+        row = Row("medium", 0, 2, "User: rain", 1, 3, own_id, "[]")
+        at = datetime(2025, 1, 1, tzinfo=UTC)
+        return [
+            Part(own_id, "", own_id, 2, 4, True, at, at,
+                 [msgspec.structs.replace(row, index=n, content_hash=f"{own_id}{n}")] if count else [],
+                 count, n == 0, n == len(counts) - 1)
+            for n, count in enumerate(counts)
+        ]  # fmt: skip
+
+    async def saving(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
+        staging = Staging(work)
+        work.source = "chatgpt"
+        for part in [*sliced("given up", 1, 0), *sliced("whole", 1, 2)]:
+            await staging.save(Batch("chatgpt", [part], 1, 2, 0.5))
+        return {}, {}
+
+    await db.execute("insert into processing_jobs (user_id, storage_path) values (gen_random_uuid(), 'a/b')")  # fmt: skip
+    settings = load_settings(database_url=database_url, llm_provider="offline")
+    tally = await Worker(settings, database_url, run_pass=saving).run(once=True)
+    assert not tally.failed
+    assert not tally.left
+    stored = await db.fetch(
+        "select conversation_id, chunk_index from conversation_chunks order by 2"
+    )
+    assert [tuple(row) for row in stored] == [("whole", 0), ("whole", 1)]
+    assert await db.fetchval("select count(*) from fullpass.staged_chunks") == 0

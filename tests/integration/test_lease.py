@@ -41,7 +41,8 @@ async def inserted(pool: Pool, user: uuid.UUID | None = None, **columns: Any) ->
 async def claimed(
     pool: Pool, worker: str = "w1", *, lease_seconds: float = 60.0
 ) -> jobs.Job | None:
-    return await jobs.claim(pool, worker_id=worker, lease_seconds=lease_seconds, version="test")
+    claimed = await jobs.claim(pool, worker_id=worker, lease_seconds=lease_seconds, version="test")
+    return claimed[0] if claimed else None
 
 
 def lease_on(pool: Pool, job: jobs.Job, *, lease_seconds: float = 60.0) -> Lease:
@@ -174,12 +175,9 @@ async def test_a_users_jobs_beyond_the_days_allowance_wait_until_tomorrow_and_sa
     for _ in range(3):
         await inserted(pool, user)
     for _ in range(2):
-        job = await jobs.claim(pool, worker_id="w", lease_seconds=60, version="t", daily_limit=2)
-        assert job is not None
+        (job,) = await jobs.claim(pool, worker_id="w", lease_seconds=60, version="t", daily_limit=2)
         await jobs.complete(pool, job, result={}, cost={})
-    assert (
-        await jobs.claim(pool, worker_id="w", lease_seconds=60, version="t", daily_limit=2) is None
-    )
+    assert await jobs.claim(pool, worker_id="w", lease_seconds=60, version="t", daily_limit=2) == []
     row = await pool.fetchrow("select * from processing_jobs where status = 'pending'")
     assert row is not None
     assert row["attempts"] == 0

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-import pytest
-
-from daemon.database import open_pool
-from daemon.llm.ledger import Ledger
+from daemon.llm.budget import Budget
+from daemon.llm.ledger import Ledger, Spent
 from daemon.llm.pricing import Models
 from daemon.llm.request import Reply, Request, Usage
 from daemon.queue.housekeeping import keep_house, prune
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from daemon.database import Pool
 
 MODEL = "claude-haiku-5-5"
 USER = uuid.UUID(int=1)
-
-
-@pytest.fixture
-async def pool(database_url: str) -> AsyncIterator[Pool]:
-    pool = await open_pool(database_url)
-    yield pool
-    await pool.close()
 
 
 def request(text: str) -> Request:
@@ -160,3 +150,44 @@ async def test_after_an_erasure_the_totals_stay_and_nothing_is_served(pool: Pool
     row = await pool.fetchrow("select * from fullpass.llm_calls")
     assert row is not None
     assert not [name for name in ("call_key", "response", "request_id") if row[name] is not None]
+
+
+async def test_a_call_that_is_cancelled_twice_leaves_its_job_the_money_set_aside_for_it(
+    pool: Pool,
+) -> None:
+    budget, ledger = Budget(), Ledger(pool)
+    job, other = uuid.uuid4(), uuid.uuid4()
+    inside, slow, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def spent_slowly() -> Spent:
+        slow.set()
+        await go_on.wait()
+        return await ledger.spent(other)
+
+    async def call() -> None:
+        async with budget.reserve(
+            job, Decimal("0.6"), ceiling_usd=1.0, spent=lambda: ledger.spent(job)
+        ):
+            inside.set()
+            await asyncio.Event().wait()
+
+    async def call_of_another_job() -> None:
+        async with budget.reserve(other, Decimal("0.1"), ceiling_usd=1.0, spent=spent_slowly):
+            pass
+
+    async with asyncio.timeout(10):
+        first = asyncio.create_task(call())
+        await inside.wait()
+        another = asyncio.create_task(call_of_another_job())
+        await slow.wait()
+        for _ in range(2):  # its lease is lost, then the worker shuts down
+            first.cancel()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.gather(first, another, return_exceptions=True)
+        assert first.cancelled()
+        async with budget.reserve(
+            job, Decimal("0.6"), ceiling_usd=1.0, spent=lambda: ledger.spent(job)
+        ):
+            pass

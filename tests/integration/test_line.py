@@ -41,7 +41,8 @@ async def insert(pool: Pool, user: uuid.UUID, count: int = 1, **columns: Any) ->
 
 
 async def claim(pool: Pool, worker: str = "w", **options: Any) -> Job | None:
-    return await jobs.claim(pool, worker_id=worker, lease_seconds=60.0, version="t", **options)
+    claimed = await jobs.claim(pool, worker_id=worker, lease_seconds=60.0, version="t", **options)
+    return claimed[0] if claimed else None
 
 
 async def finish(pool: Pool, job: Job) -> None:
@@ -224,6 +225,7 @@ async def test_inserts_that_commit_late_and_in_any_order_are_all_served(pool: Po
                 users[n % 3],
                 f"exports/{n}",
             )
+            # So that they commit in another order than they were written in.
             await connection.execute("select pg_sleep($1)", (n % 4) / 200)
 
     served = 0

@@ -219,6 +219,7 @@ async def test_what_the_schema_reports_is_passed_on_after_all_is_applied(
 async def test_several_processes_apply_at_once_and_each_file_is_applied_once(
     empty_database_url: str, folder: Path
 ) -> None:
+    # The sleep holds the lock until all three have come for it.
     put(
         folder,
         _0001_count="create table if not exists runs (at timestamptz default clock_timestamp());",
@@ -253,6 +254,7 @@ async def test_a_concurrent_index_is_not_dead_locked_by_those_who_wait_for_the_l
 async def test_kill_9_in_the_middle_leaves_nothing_locked_and_nothing_half_done(
     empty_database_url: str, folder: Path
 ) -> None:
+    # Asleep in the middle of its transaction until it is killed.
     slow = "create table if not exists half (); select pg_sleep(60);"
     put(folder, _0001_things=THINGS, _0002_slow=slow)
     process = applying_process(empty_database_url, folder)

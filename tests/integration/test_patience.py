@@ -167,13 +167,18 @@ async def test_an_outage_of_ten_minutes_is_waited_for_with_no_attempt_used(
     assert 1 <= releases <= 12  # the pauses grow
 
 
+@pytest.mark.parametrize(
+    "trouble",
+    [{"keys": ("another-key",)}, {"faults": {"truncated_body": 1.0}}],
+    ids=["wrong key", "replies cut off"],
+)
 async def test_a_pass_that_only_waits_ends_in_time_however_often_it_enters_its_steps(
-    db: Any, database_url: str, tmp_path: Path
+    db: Any, database_url: str, tmp_path: Path, trouble: dict[str, Any]
 ) -> None:
     [job] = await insert_jobs(db, tmp_path, 1)
     waiting_since = "select waiting_since from fullpass.passes where job_id = $1"
     with AnthropicServer() as server:
-        server.behave(keys=("another-key",))
+        server.behave(**trouble)
         async with worker(database_url, server.url, max_wait_hours=1):
             first = None
             for waits in (2, 4):

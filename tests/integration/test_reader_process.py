@@ -229,6 +229,42 @@ async def test_a_message_beyond_the_memory_there_is_costs_its_conversation(tmp_p
     assert 0 < reader.peak_rss_bytes < 160 * MIB
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="no limit of memory to be had here")
+async def test_a_redaction_beyond_the_memory_there_is_costs_its_conversation(
+    tmp_path: Path,
+) -> None:
+    """Each place of a secret is noted before the text is written anew: here they outweigh it."""
+    secrets = "s://u:x7q@h " * 300_000
+    words = "a pleasant, " * 300_000  # as long, and without a secret: it fits
+    assert len(secrets) == len(words)
+    path = tmp_path / "c.json"
+    path.write_bytes(dump([talk("a"), talk("secrets", secrets), talk("words", words), talk("b")]))
+    reader = ReaderProcess(order(path, memory_bytes=64 * MIB), check=never)
+    parts = await parts_of(reader)
+    assert [p.conversation_id for p in parts if p.last] == ["a", "words", "b"]
+    assert reader.report is not None
+    assert reader.report.damages == ["export.json, item 2: needs more memory than there is"]
+    assert reader.report.conversations == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no limit of memory to be had here")
+async def test_a_conversation_that_cannot_be_cut_in_the_memory_there_is_costs_only_itself(
+    tmp_path: Path,
+) -> None:
+    """Also where a part of it was sent already: its last part then says that it is none."""
+    path = tmp_path / "c.json"
+    path.write_bytes(dump([talk("a"), talk("big", "wind " * 300_000), talk("b")]))
+    medium, tiny = TierOrder("medium", 4000, 0, "tokens"), TierOrder("micro", 8, 0, "characters")
+    reader = ReaderProcess(order(path, memory_bytes=48 * MIB, tiers=(medium, tiny)), check=never)
+    parts = await parts_of(reader)
+    assert [p.conversation_id for p in parts if p.chunk_count and p.last] == ["a", "b"]
+    sliced = [p for p in parts if p.conversation_id == "big"]
+    assert [(p.first, p.last, p.chunk_count > 0) for p in sliced] == [(True, False, True), (False, True, False)]  # fmt: skip
+    assert reader.report is not None
+    assert reader.report.damages == ["export.json, item 2: needs more memory than there is"]
+    assert (reader.report.conversations, reader.report.messages) == (2, 4)
+
+
 def answers(content: bytes, folder: Path, **changes: Any) -> list[Answer]:
     """What a reading process would send, without the process: for many damages."""
     path = folder / "export"

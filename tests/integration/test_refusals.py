@@ -42,7 +42,7 @@ async def inserted(pool: Pool, user: uuid.UUID | None = None, path: str = "") ->
 
 
 async def claimed(pool: Pool, worker: str = "w1", *, lease_seconds: float = 60.0) -> list[jobs.Job]:
-    return await jobs.claim_many(
+    return await jobs.claim(
         pool, limit=9, worker_id=worker, lease_seconds=lease_seconds, version="test"
     )
 

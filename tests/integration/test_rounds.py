@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 import pytest
@@ -18,19 +18,14 @@ from tests.support.pgbouncer import transaction_pooler
 from tests.support.tcp_proxy import TcpProxy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
 
     from daemon.database import Pool
 
+T = TypeVar("T")
+
 MODEL = "claude-haiku-5-5"
 USER, JOB = uuid.UUID(int=1), uuid.UUID(int=2)
-
-
-@pytest.fixture
-async def pool(database_url: str) -> AsyncIterator[Pool]:
-    pool = await open_pool(database_url)
-    yield pool
-    await pool.close()
 
 
 async def record(ledger: Ledger, key: str, *, text: str = "answer", latency_ms: int = 5) -> None:
@@ -46,6 +41,25 @@ async def text_of(ledger: Ledger, key: str, *, patient: bool = False) -> str | N
     return None if found is None or found.reply is None else found.reply.text
 
 
+@pytest.fixture
+async def linked(database_url: str) -> AsyncIterator[tuple[TcpProxy, Ledger]]:
+    """A ledger with a receipt in it, and the link to its database."""
+    with TcpProxy(database_url) as proxy:
+        pool = await open_pool(proxy.url)
+        ledger = Ledger(pool)
+        await record(ledger, "first")
+        yield proxy, ledger
+        await pool.close()
+
+
+async def begun(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Return it as a task that is under way."""
+    task = asyncio.create_task(work)
+    # A task begins at the loop's next turn; cancelled before, it never would.
+    await asyncio.sleep(0)
+    return task
+
+
 async def test_a_receipt_whose_caller_was_cancelled_is_waited_for_at_the_end(
     pool: Pool, database_url: str
 ) -> None:
@@ -54,8 +68,7 @@ async def test_a_receipt_whose_caller_was_cancelled_is_waited_for_at_the_end(
     held = blocker.transaction()
     await held.start()
     await blocker.execute("lock table fullpass.llm_calls in access exclusive mode")
-    paid = asyncio.create_task(record(ledger, "paid"))
-    await asyncio.sleep(0)
+    paid = await begun(record(ledger, "paid"))
     paid.cancel()
     await asyncio.wait({paid})
     settled = asyncio.create_task(ledger.settle())
@@ -97,8 +110,7 @@ async def test_a_patient_lookup_goes_with_the_next_receipt_and_never_waits_long(
     pool: Pool,
 ) -> None:
     ledger = Ledger(pool)
-    patient = asyncio.create_task(text_of(ledger, "key", patient=True))
-    await asyncio.sleep(0)
+    patient = await begun(text_of(ledger, "key", patient=True))
     # It was asked before the receipt was there, and sees it: it went along.
     await record(ledger, "key")
     assert await patient == "answer"
@@ -126,8 +138,7 @@ async def test_a_receipt_that_cannot_be_written_harms_no_other(pool: Pool) -> No
 async def test_a_receipt_is_written_though_its_caller_is_cancelled(pool: Pool) -> None:
     landed: list[uuid.UUID] = []
     ledger = Ledger(pool, landed=landed.append)
-    lost = asyncio.create_task(record(ledger, "key"))
-    await asyncio.sleep(0)
+    lost = await begun(record(ledger, "key"))
     lost.cancel()
     with pytest.raises(asyncio.CancelledError):
         await lost
@@ -139,42 +150,33 @@ async def test_a_receipt_is_written_though_its_caller_is_cancelled(pool: Pool) -
 
 
 async def test_while_the_database_is_away_lookups_say_so_and_receipts_hold_on(
-    database_url: str, pool: Pool
+    linked: tuple[TcpProxy, Ledger], pool: Pool
 ) -> None:
-    with TcpProxy(database_url) as proxy:
-        through = await open_pool(proxy.url)
-        ledger = Ledger(through)
-        await record(ledger, "first")
-        proxy.retarget("postgresql://127.0.0.1:1/nobody")
-        proxy.reset()
-        receipt = asyncio.create_task(record(ledger, "held"))
-        with pytest.raises(Systemic):
-            await text_of(ledger, "first")
-        assert not receipt.done()
-        proxy.retarget(database_url)
-        await asyncio.wait_for(receipt, 10)
-        assert await text_of(ledger, "first") == "answer"
-        await through.close()
+    proxy, ledger = linked
+    proxy.lose()
+    receipt = asyncio.create_task(record(ledger, "held"))
+    with pytest.raises(Systemic):
+        await text_of(ledger, "first")
+    assert not receipt.done()
+    proxy.find()
+    await asyncio.wait_for(receipt, 10)
+    assert await text_of(ledger, "first") == "answer"
     keys = [r["call_key"] for r in await pool.fetch("select call_key from fullpass.llm_calls")]
     assert sorted(keys) == ["first", "held"]
 
 
 async def test_receipts_whose_answer_was_lost_are_written_once(
-    database_url: str, pool: Pool
+    linked: tuple[TcpProxy, Ledger], pool: Pool
 ) -> None:
-    with TcpProxy(database_url) as proxy:
-        through = await open_pool(proxy.url)
-        ledger = Ledger(through)
-        await record(ledger, "first")
-        proxy.swallow()
-        receipts = asyncio.gather(*(record(ledger, f"key {n}") for n in range(3)))
-        assert await asyncio.to_thread(proxy.swallowed.wait, 5)
-        # They are written, and nobody here knows.
-        assert await pool.fetchval("select count(*) from fullpass.llm_calls") == 4
-        proxy.reset()
-        await asyncio.wait_for(receipts, 10)
-        assert (await ledger.spent(JOB)).calls == 4
-        await through.close()
+    proxy, ledger = linked
+    proxy.swallow()
+    receipts = asyncio.gather(*(record(ledger, f"key {n}") for n in range(3)))
+    assert await asyncio.to_thread(proxy.swallowed.wait, 5)
+    # They are written, and nobody here knows.
+    assert await pool.fetchval("select count(*) from fullpass.llm_calls") == 4
+    proxy.reset()
+    await asyncio.wait_for(receipts, 10)
+    assert (await ledger.spent(JOB)).calls == 4
 
 
 async def test_many_ledgers_work_through_a_transaction_pooler(database_url: str) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -76,6 +77,17 @@ async def test_the_app_is_told_signed_of_a_pass_that_completed_and_of_one_that_f
     assert await db.fetch("select distinct outcome, attempts from fullpass.outbox") == [
         ("delivered", 1)
     ]
+
+
+async def test_a_clock_an_hour_off_makes_no_message_look_old(
+    db: Db, pool: Pool, app: WebhookReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() - 3600)
+    async with telling(pool, **settings_for(app)):
+        await ended_job(db, "completed")
+        await app.until(1)
+    Webhook(SECRET).verify(app.received[0].body, dict(app.received[0].headers))  # 5 minutes at most
 
 
 async def test_a_worker_killed_between_sending_and_marking_loses_no_message_and_repeats_it_marked(

@@ -38,7 +38,8 @@ def column(heading: str) -> list[str]:
 def message(event: str, **data: Any) -> Message:
     return Message(
         id=uuid.uuid4(), channel="notify", event=event, job_id=uuid.uuid4(), user_id=uuid.uuid4(),
-        at=dt.datetime.now(dt.UTC), attempts=1, put_off_seconds=30, data=data,
+        at=dt.datetime.now(dt.UTC), attempts=1, taken_at=dt.datetime.now(dt.UTC),
+        put_off_seconds=30, data=data,
     )  # fmt: skip
 
 

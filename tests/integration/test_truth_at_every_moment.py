@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from daemon.fullpass.context import STEPS
+from daemon.fullpass.steps import _time_told
+from daemon.settings import load_settings
+from daemon.worker import Worker
 from tests.support.anthropic_server import AnthropicServer
 from tests.support.exports import planted_export
-from tests.support.worker_process import work_once
+from tests.support.worker_process import QUICK, work_once
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from daemon.fullpass.context import Pass
 
 SEEN = """
     select j.status, j.current_step, j.progress, p.full_pass_status, p.progress_percent,
@@ -88,3 +94,34 @@ async def test_status_progress_and_profile_agree_at_every_moment(
                 assert r["has_memory"]
     assert seen[-1]["status"] == "complete"
     assert seen[-1]["planned"] == 0
+
+
+async def test_a_word_of_the_time_left_that_hangs_holds_up_no_end_of_a_step(
+    database_url: str,
+) -> None:
+    db = await asyncpg.connect(database_url)
+    await db.execute("select fullpass.enqueue($1, 'exports/a.json')", uuid.uuid4())
+    took_seconds: list[float] = []
+
+    async def run_pass(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
+        work.step = "regenerate_sections"
+        work.left.tell(1e6)  # what people read is far off, so it is told anew
+        async with db.transaction():
+            await db.execute("select from processing_jobs for update")
+            async with _time_told(work):
+                waits = "select exists (select from pg_locks where not granted)"
+                deadline = time.monotonic() + 5
+                while not await db.fetchval(waits):
+                    assert time.monotonic() < deadline
+                    await asyncio.sleep(0.02)  # polled until the deadline
+                left = time.monotonic()
+            took_seconds.append(time.monotonic() - left)
+        return {}, {}
+
+    settings = load_settings(
+        **{**QUICK, "lease_seconds": 30.0, "llm_provider": "offline", "database_url": database_url}
+    )
+    tally = await Worker(settings, database_url, run_pass=run_pass).run(once=True)
+    await db.close()
+    assert len(tally.completed) == 1
+    assert took_seconds[0] < 3

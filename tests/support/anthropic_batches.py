@@ -150,7 +150,7 @@ class Batches:
         lines = [
             msgspec.json.encode({"custom_id": i, "result": batch.results[i]}) + b"\n" for i in order
         ]
-        body = b"".join(lines)
+        body = b"".join(lines) + self._server.behaviour.batch_tail
         reply = Reply(200, body, {"content-type": "application/x-jsonl"})
         if step is None or failed is None:
             return reply

@@ -121,6 +121,8 @@ class Behaviour:
     """Probability that a request of a batch ends so instead of being answered."""
     batch_done_when_cancelled: float = 0.0
     """Share of a batch's requests that are answered, and paid, before a cancellation takes."""
+    batch_tail: bytes = b""
+    """What follows the last of a batch's results."""
     batch_most_requests: int = 100_000
     batch_most_bytes: int = 256_000_000
 

@@ -398,6 +398,7 @@ class AnthropicServer(LoopbackServer):
         if how.fails_on and how.fails_on in user_text(body):
             step = Scripted(fault="server_error")
         call = update(call, fault=step.fault)
+        # The latency of a model that begins to answer, and the fault of one that stalls.
         await asyncio.sleep(
             call.latency_seconds + (how.stall_seconds if step.fault == "stall" else 0.0)
         )
@@ -419,6 +420,7 @@ class AnthropicServer(LoopbackServer):
         usage = self._cache.usage(counted, call.model)
         spoken = Spoken(body, answered, how, step.fault, usage, limits)
         reply, accounted = spoken.reply()
+        # A model writes token by token: a long reply takes its time.
         await asyncio.sleep(how.seconds_per_output_token * accounted["output_tokens"])
         self._allowances.spend_output(accounted["output_tokens"])
         return reply, update(call, **accounted)

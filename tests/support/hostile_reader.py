@@ -42,7 +42,7 @@ def main() -> None:
             shared = mmap.mmap(-1, 600 * 2**20)
             for at in range(0, len(shared), 4096):
                 shared[at] = 1
-            time.sleep(60)
+            time.sleep(60)  # holds it all until it is killed: that is the fault
         case "environment":
             told = msgspec.msgpack.encode(Broken("export", ",".join(os.environ)))
             out.write(FRAME.pack(len(told)) + told)

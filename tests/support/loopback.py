@@ -328,11 +328,11 @@ class _Connection:
             self._writer.write(piece if lying else self._wire.send(h11.Data(data=piece)) or b"")
             await self._writer.drain()
             if sent == reply.stall_after_bytes:
-                await asyncio.sleep(reply.stall_seconds)
+                await asyncio.sleep(reply.stall_seconds)  # the fault: a server that falls silent
             if sent == reply.close_after_bytes:
                 return False
             if reply.bytes_per_second is not None:
-                await asyncio.sleep(len(piece) / reply.bytes_per_second)
+                await asyncio.sleep(len(piece) / reply.bytes_per_second)  # a narrow link
         if reply.declared_length is None:
             self._writer.write(self._wire.send(h11.EndOfMessage()) or b"")
         await self._writer.drain()

@@ -42,7 +42,7 @@ class MailServer:
     ) -> str:
         """Take a recipient or refuse it."""
         if self.hangs:
-            await asyncio.sleep(3600)
+            await asyncio.sleep(3600)  # longer than any client waits: that is the fault
         self.recipients.append(address)
         if self.replies:
             return self.replies.pop(0)

@@ -28,7 +28,7 @@ listen_port = {listen}
 unix_socket_dir =
 auth_type = plain
 auth_file = {users}
-pool_mode = transaction
+pool_mode = {mode}
 default_pool_size = {places}
 max_client_conn = 400
 ignore_startup_parameters = extra_float_digits
@@ -36,7 +36,7 @@ ignore_startup_parameters = extra_float_digits
 
 
 @contextmanager
-def transaction_pooler(url: str, *, places: int = 20) -> Iterator[str]:
+def transaction_pooler(url: str, *, places: int = 20, mode: str = "transaction") -> Iterator[str]:
     """Start a pooler before the server of `url`; give the same database's URL through it."""
     binary = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
     if binary is None:
@@ -51,7 +51,12 @@ def transaction_pooler(url: str, *, places: int = 20) -> Iterator[str]:
         users.write_text(f'"{parts.username}" "{unquote(parts.password or "")}"\n')
         config.write_text(
             _CONFIG.format(
-                host=parts.hostname, port=parts.port, listen=listen, users=users, places=places
+                host=parts.hostname,
+                port=parts.port,
+                listen=listen,
+                users=users,
+                places=places,
+                mode=mode,
             )
         )
         uid: int | None = None

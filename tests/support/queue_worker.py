@@ -61,6 +61,7 @@ async def short_pass(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
             continue
         work.lease.check()
         _note_call(work, step)
+        # The length of a call, and the fault of one that hangs.
         await asyncio.sleep(float(options.get("ms", "0")) / 1000 + seconds_of("hang", step))
         time.sleep(seconds_of("block", step))  # noqa: ASYNC251 - what is tested
         _hold_interpreter(seconds_of("gil", step))
@@ -79,7 +80,7 @@ async def short_pass(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
                 step,
             )
             if hold := seconds_of("hold", step):
-                await asyncio.sleep(hold)
+                await asyncio.sleep(hold)  # the fault: a transaction held open
     return {}, {"cost_usd": 0.0, "calls": 0}
 
 

@@ -13,6 +13,7 @@ import asyncio
 import sys
 from typing import Any
 
+import daemon.queue.lifelines
 import daemon.worker
 from daemon.logs import configure_logs
 from daemon.settings import load_settings
@@ -40,7 +41,7 @@ class SickWorker(daemon.worker.Worker):
 
 
 def main() -> None:
-    daemon.worker._STUCK_COMMANDS = 0.1  # type: ignore[assignment]
+    daemon.queue.lifelines._STUCK_COMMANDS = 0.1  # type: ignore[assignment]
     settings = load_settings()
     configure_logs(log_format="json")
     assert settings.database_url is not None

@@ -160,7 +160,7 @@ class StorageServer(LoopbackServer):
             at=time.time(),
         )
         try:
-            await asyncio.sleep(how.latency_seconds)
+            await asyncio.sleep(how.latency_seconds)  # a store's, before its first byte
             reply = _broken(self._route(request, path, how), how)
         except BaseException:
             self._note(served)

@@ -60,10 +60,11 @@ async def acting_as(url: str, role: str, user: object = "") -> AsyncIterator[asy
 
 
 @contextmanager
-def login_in(url: str, role: str) -> Iterator[str]:
-    """Make a login that is a member of a role and nothing else; give its URL of the database."""
+def login_in(url: str, role: str | None = None) -> Iterator[str]:
+    """Make a login that is a member of a role, or of none; give its URL of the database."""
     name, password = f"fp_test_{secrets.token_hex(4)}", secrets.token_hex(8)
-    ask(url, f"do $$ begin create role {name} login password '{password}' in role {role}; end $$")
+    member = f"in role {role}" if role else ""
+    ask(url, f"do $$ begin create role {name} login password '{password}' {member}; end $$")
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     try:

@@ -5,6 +5,8 @@ with TcpProxy(database_url) as proxy:
     proxy.freeze()     # accepted, acknowledged, never answered; no FIN
     proxy.reset()      # every link ends by RST, frozen ones too
     proxy.thaw()
+    proxy.lose()       # the server is gone: links are reset, and no new one is answered
+    proxy.find()       # it is there again
     proxy.swallow()    # what goes there arrives, what comes back does not; until reset()
 """
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+_NOWHERE = ("127.0.0.1", 1)  # a port of the system's own, where nobody listens
 _RST = struct.pack("ii", 1, 0)  # SO_LINGER with no time to linger
 
 
@@ -30,7 +33,7 @@ class TcpProxy:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        self._target = (parts.hostname or "127.0.0.1", parts.port or 5432)
+        self._target = self._given = (parts.hostname or "127.0.0.1", parts.port or 5432)
         self._parts = parts
         self._loop = asyncio.new_event_loop()
         self._flowing: asyncio.Event | None = None
@@ -84,6 +87,15 @@ class TcpProxy:
         """End every link by RST."""
         self._swallows = False
         self._call(self._reset)
+
+    def lose(self) -> None:
+        """Have no server: every link ends by RST, new ones are turned away."""
+        self._target = _NOWHERE
+        self.reset()
+
+    def find(self) -> None:
+        """Have the server again that was given."""
+        self._target = self._given
 
     def retarget(self, url: str) -> None:
         """Send new links to another server, or to the same on its new port."""

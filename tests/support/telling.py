@@ -6,9 +6,11 @@ import contextlib
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from daemon.database import open_pool
 from daemon.ops.telling import Teller
 from daemon.settings import load_settings
 from tests.support.queue_checks import until
+from tests.support.tcp_proxy import TcpProxy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -76,6 +78,18 @@ async def telling(
         yield teller
     finally:
         await teller.finish(seconds=finish_seconds)
+
+
+@contextlib.asynccontextmanager
+async def telling_over_a_link(
+    database_url: str, **settings: Any
+) -> AsyncIterator[tuple[TcpProxy, Teller]]:
+    """Tell beside the test, over a link to the database that can be lost."""
+    with TcpProxy(database_url) as proxy:
+        pool = await open_pool(proxy.url)
+        async with telling(pool, look_seconds=0.3, **settings) as teller:
+            yield proxy, teller
+        pool.terminate()
 
 
 async def all_ended(db: Db) -> None:

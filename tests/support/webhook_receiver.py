@@ -15,7 +15,7 @@ Answer: TypeAlias = Reply | Callable[[Request], Awaitable[Reply]]
 
 async def hang(_request: Request) -> Reply:
     """Never answer."""
-    await asyncio.sleep(3600)
+    await asyncio.sleep(3600)  # longer than any client waits: that is the fault
     return Reply(200)
 
 

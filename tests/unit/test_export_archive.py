@@ -15,7 +15,7 @@ import pytest
 from daemon.errors import BadExport
 from daemon.export.reader import ExportReader
 from daemon.export.streams import Limits
-from tests.support.export_samples import dump, gzipped, read, talk, zipped
+from tests.support.export_samples import claude, dump, gzipped, read, talk, zipped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -238,3 +238,32 @@ def test_nothing_is_left_open_and_nothing_is_written(tmp_path: Path) -> None:
     next(reader)
     del reader  # an abandoned iteration closes the file; ResourceWarning would fail the test
     assert [p.name for p in tmp_path.iterdir()] == ["export"]
+
+
+def test_where_a_shard_is_missing_between_others_nothing_is_taken_for_gone(tmp_path: Path) -> None:
+    shards = {f"x/conversations-00{n}.json": dump([talk(f"c{n}")]) for n in (0, 1, 3)}
+    found, report = read(tmp_path, zipped(shards))
+    assert [c.id for c in found] == ["c0", "c1", "c3"]
+    assert not report.tells_of_conversations
+    _, report = read(tmp_path, zipped({**shards, "x/conversations-002.json": dump([talk("c2")])}))
+    assert report.tells_of_conversations
+
+
+def test_a_file_for_each_conversation_beside_their_index(tmp_path: Path) -> None:
+    content = {
+        "conversations.json": dump([claude("c", chat_messages=[]), claude("d", chat_messages=[])]),
+        "conversations/c.json": dump(claude("c")),
+        "conversations/d.json": dump(claude("d")),
+        "conversations/settings.json": b'{"a": 1}',
+    }
+    found, report = read(tmp_path, zipped(content))
+    assert [c.id for c in found] == ["c", "d"]
+    assert report.whole
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_text_in_the_encoding_of_old_windows_is_named(encoding: str, tmp_path: Path) -> None:
+    content = GOOD.decode().encode(encoding)
+    for each in (content, gzipped(content), zipped({"conversations.json": content})):
+        with pytest.raises(BadExport, match=r"UTF-16 text.*save it as UTF-8"):
+            read(tmp_path, each)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from daemon.errors import BadExport
-from tests.support.export_samples import START, chatgpt, dump, node, read, talk
+from daemon.export.reader import ExportReader
+from tests.support.export_samples import START, chatgpt, dump, node, read, talk, zipped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -325,3 +326,21 @@ def test_a_huge_title_is_cut_to_one_line(tmp_path: Path) -> None:
     (found,), _ = read(tmp_path, dump([talk("c", title="word\n" * 400_000)]))
     assert len(found.title) <= 300
     assert "\n" not in found.title
+
+
+@pytest.mark.parametrize("flag", [True, 1, "true", "True"])
+def test_what_is_to_be_forgotten_is_forgotten_in_whatever_state_it_is_met(
+    flag: object, tmp_path: Path
+) -> None:
+    forgotten = talk("a", update_time=1.72e9, is_do_not_remember=flag)
+    shards = {"conversations-001.json": dump([talk("a", update_time=1.71e9), talk("b")])}
+    found, report = read(tmp_path, zipped({"conversations-000.json": dump([forgotten]), **shards}))
+    assert [c.id for c in found] == ["b"]
+    assert (report.conversations, report.forgotten) == (1, 1)
+    timeless = dump([talk("a", update_time=None, is_do_not_remember=flag)])
+    found, _ = read(tmp_path, zipped({"conversations-000.json": timeless, **shards}))
+    assert [c.id for c in found] == ["b"]
+    later = zipped({**shards, "conversations-002.json": dump([forgotten])})
+    (tmp_path / "later.zip").write_bytes(later)
+    told = [(c.id, len(c.messages)) for c in ExportReader(tmp_path / "later.zip", tell_forgotten=True)]  # fmt: skip
+    assert told == [("a", 2), ("b", 2), ("a", 0)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from daemon.errors import BadExport
 from tests.support.export_samples import claude, dump, read, zipped
 
 if TYPE_CHECKING:
@@ -150,3 +152,33 @@ def test_other_keys_may_stand_before_the_wrapped_conversations(tmp_path: Path) -
     found, report = read(tmp_path, dump(wrapped, indent=1))
     assert [c.id for c in found] == ["c", "d"]
     assert report.whole
+
+
+def test_memory_in_files_is_read(tmp_path: Path) -> None:
+    files = [
+        {"path": "/me.md", "content": "Ann bakes.", "updated_at": "2026-03-01T09:00:00Z"},
+        None,
+    ]
+    content = zipped({"memories/u.json": dump({"account_uuid": "u", "memory_files": files})})
+    (found,), report = read(tmp_path, content)
+    assert (found.title, found.messages[0].role) == ("Claude's memory: /me.md", "memory")
+    assert found.messages[0].text == "Ann bakes."
+    assert found.created_at == datetime(2026, 3, 1, 9, tzinfo=UTC)
+    assert (report.context_entries, report.tells_of_conversations) == (1, False)
+
+
+def test_an_export_in_several_files_says_which_to_upload(tmp_path: Path) -> None:
+    listed = {"data_files": [{"category": "conversations", "filename": "conversations-000.zip"}]}
+    inner = zipped({"conversations.json": dump([claude("c")])})
+    packed = zipped({"memories-000.zip": b"", "conversations-000.zip": inner})
+    for content, says in (
+        (dump(listed), "only lists the files of an export; download"),
+        (packed, "but no conversations; upload conversations-000.zip out of it"),
+    ):
+        with pytest.raises(BadExport) as raised:
+            read(tmp_path, content)
+        assert says in str(raised.value)
+    _, report = read(
+        tmp_path, zipped({"conversations.json": dump([claude("c")]), "design_chats/d.json": b"{}"})
+    )
+    assert report.ignored == {"design chats": 1}

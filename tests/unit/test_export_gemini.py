@@ -79,6 +79,16 @@ def test_a_title_in_another_language_is_kept_whole(tmp_path: Path) -> None:
         ("13 Nov 2025, 09:50:57 GMT+01:00", datetime(2025, 11, 13, 8, 50, 57, tzinfo=UTC)),
         ("13.11.2025, 09:50:57 MEZ", datetime(2025, 11, 13, 8, 50, 57, tzinfo=UTC)),
         ("2025/11/13 9:50:57 JST", datetime(2025, 11, 13, 0, 50, 57, tzinfo=UTC)),
+        ("13 janv. 2025, 09:50:57 CET", datetime(2025, 1, 13, 8, 50, 57, tzinfo=UTC)),
+        ("13 août 2025, 09:50:57 UTC+2", datetime(2025, 8, 13, 7, 50, 57, tzinfo=UTC)),
+        ("13 de dez. de 2025, 21:50:57 BRT", datetime(2025, 12, 14, 0, 50, 57, tzinfo=UTC)),
+        ("13 paź 2025, 09:50:57 CEST", datetime(2025, 10, 13, 7, 50, 57, tzinfo=UTC)),
+        ("13 Ağu 2025 09:50:57 TRT", datetime(2025, 8, 13, 6, 50, 57, tzinfo=UTC)),
+        ("13 мая 2025 г., 09:50:57 MSK", datetime(2025, 5, 13, 6, 50, 57, tzinfo=UTC)),
+        ("2025年11月13日 9:50:57 JST", datetime(2025, 11, 13, 0, 50, 57, tzinfo=UTC)),
+        ("2025. 11. 13. 오후 9:50:57 KST", datetime(2025, 11, 13, 12, 50, 57, tzinfo=UTC)),
+        ("13 thg 11, 2025, 9:50:57 CH ICT", datetime(2025, 11, 13, 14, 50, 57, tzinfo=UTC)),
+        ("١٣/١١/٢٠٢٥، ٩:٥٠:٥٧ م", datetime(2025, 11, 13, 21, 50, 57, tzinfo=UTC)),
     ],
 )
 def test_the_page_gives_the_same_as_the_json(tmp_path: Path, date: str, expected: datetime) -> None:
@@ -131,3 +141,10 @@ def test_no_markup_is_slow(markup: str) -> None:
 def test_activity_without_gemini_is_no_export(tmp_path: Path) -> None:
     with pytest.raises(BadExport, match="holds YouTube activity but no Gemini prompts"):
         read(tmp_path, page(("YouTube", "Watched x")))
+
+
+def test_equal_prompts_without_a_date_are_two(tmp_path: Path) -> None:
+    cells = (("Gemini", f"go on<br>13 Nonsense 2025, 09:50:57<br>{n}") for n in range(2))
+    found, report = read(tmp_path, page(*cells))
+    assert [[m.text for m in c.messages] for c in found] == [["go on", "0"], ["go on", "1"]]
+    assert report.duplicates == 0

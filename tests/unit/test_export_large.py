@@ -245,3 +245,16 @@ def test_memory_follows_the_largest_message_not_the_conversation(tmp_path: Path)
         peaks.append(peak_bytes)
     # Four times the bytes, 27 MB more, cost an index of nine thousand nodes more.
     assert peaks[1] < peaks[0] + 16_000_000
+
+
+def test_signs_of_life_come_at_each_look_at_a_large_conversation(tmp_path: Path) -> None:
+    """It is hashed, counted and cut by turns; each takes minutes where it is large enough."""
+    path = tmp_path / "c.json"
+    path.write_bytes(dump([talk("c", *(["hello"] * 300))]))
+    signs: list[None] = []
+    limits = Limits(held_bytes=4096)
+    ((found),) = ExportReader(path, limits=limits, on_read=lambda: signs.append(None))
+    for _ in range(2):
+        signs.clear()
+        assert len(list(found.messages)) == 300
+        assert len(signs) >= 300

@@ -184,7 +184,8 @@ async def test_a_wrong_key_stops_the_worker_and_not_the_job(
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(429, Wait), (503, Wait), (544, Wait), (500, TryAgain)]
+    ("status", "kind"),
+    [(429, Wait), (503, Wait), (544, Wait), (540, Wait), (522, Wait), (500, TryAgain)],
 )
 async def test_an_unwell_service_is_waited_for(
     storage: StorageServer, tmp_path: Path, status: int, kind: type[Exception]

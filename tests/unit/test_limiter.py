@@ -25,13 +25,18 @@ def go_on() -> None:
     """Never a reason to stop."""
 
 
+async def others_turn() -> None:
+    """Let every other task that can go on do so once: what a call of no length would not."""
+    await asyncio.sleep(0)  # one turn of the loop, no time
+
+
 async def answered(limit: CallLimiter, calls: int = 1, *, at_once: int = 50) -> None:
     """Have calls answered, as many at once as may be."""
     places = asyncio.Semaphore(at_once)
 
     async def one() -> None:
         async with places, limit.slot("job", MODEL, 100, go_on) as place:
-            await asyncio.sleep(0)
+            await others_turn()
             place.landed(ANSWER)
 
     await asyncio.gather(*(one() for _ in range(calls)))
@@ -56,11 +61,11 @@ async def test_a_small_job_does_not_wait_for_a_large_one() -> None:
     async def call(job: str) -> None:
         async with limit.slot(job, MODEL, 100, go_on) as place:
             order.append(job)
-            await asyncio.sleep(0)
+            await others_turn()
             place.landed(ANSWER)
 
     large = [asyncio.create_task(call("large")) for _ in range(30)]
-    await asyncio.sleep(0)  # all of them stand in line first
+    await others_turn()  # all of them stand in line first
     small = [asyncio.create_task(call("small")) for _ in range(5)]
     await asyncio.gather(*large, *small)
     assert order.index("small") <= 4
@@ -148,7 +153,7 @@ async def test_memory_lowers_it_and_is_named() -> None:
         async with limit.slot("job", MODEL, 100, go_on):
             together += 1
             most = max(most, together)
-            await asyncio.sleep(0)
+            await others_turn()
             together -= 1
 
     await asyncio.gather(*(call() for _ in range(20)))
@@ -169,7 +174,7 @@ async def test_a_wait_ends_when_its_job_must_stop() -> None:
 
     async with limit.slot("holds", MODEL, 100, go_on):
         waiting = asyncio.create_task(wait())
-        await asyncio.sleep(0)
+        await others_turn()
         draining = True
         with pytest.raises(Draining):
             await asyncio.wait_for(waiting, timeout=2.0)
@@ -199,7 +204,7 @@ async def test_no_place_is_lost_whatever_ends_a_call() -> None:
 
     async def call(number: int) -> None:
         async with limit.slot(number % 4, MODEL, 100, go_on) as place:
-            await asyncio.sleep(dice.choice([0, 0, 0.001]))
+            await asyncio.sleep(dice.choice([0, 0, 0.001]))  # a call's length: some end together
             if dice.random() < 0.3:
                 raise CallFailed("reset")
             place.landed(ANSWER)
@@ -207,7 +212,7 @@ async def test_no_place_is_lost_whatever_ends_a_call() -> None:
     tasks = [asyncio.create_task(call(n)) for n in range(400)]
     for task in tasks:
         if dice.random() < 0.3:
-            await asyncio.sleep(0)
+            await others_turn()
             task.cancel()
     await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), timeout=20)
     assert limit.in_flight == 0

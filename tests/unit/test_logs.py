@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import re
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,6 +78,17 @@ def test_a_terminal_gets_a_readable_line_unless_json_is_asked_for() -> None:
     configure_logs(log_format="json", stream=(again := Terminal()))
     get_logger().info("worker.started")
     assert lines(again)[0]["event"] == "worker.started"
+
+
+def test_a_terminal_is_commanded_by_nothing_that_others_wrote() -> None:
+    terminal = Terminal()
+    configure_logs(log_format="console", stream=terminal)
+    get_logger().warning("one\ntwo", path="a\x1b]0;title\x07", blank="a \x1b[2J", turned="\u202eb")
+    logging.getLogger("theirs").warning("said\x9b2J")
+    shown = re.sub(r"\x1b\[[\d;]*m", "", terminal.getvalue())  # the renderer's own colours
+    assert not set(shown) & set("\x1b\x07\x9b\u202e")
+    assert len(shown.splitlines()) == 2
+    assert r"path=a\x1b]0;title\x07" in shown
 
 
 def test_lines_below_the_level_are_not_written(stream) -> None:

@@ -10,7 +10,12 @@ from email.utils import format_datetime
 import pytest
 
 from daemon.llm.pace import Pace, Sent
-from daemon.llm.rate_limits import Allowance, RateLimits, rate_limits_from
+from daemon.llm.rate_limits import (
+    Allowance,
+    RateLimits,
+    rate_limits_from,
+    retry_after_seconds,
+)
 from daemon.llm.request import Usage
 
 TOKENS = 2_000
@@ -182,3 +187,24 @@ def test_headers_are_read_by_the_servers_own_clock_and_nonsense_is_left_out() ->
     assert limits.input_tokens is None
     assert limits.output_tokens == Allowance(800, 700, None)
     assert rate_limits_from({"date": "x"}) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [
+        ("20", 20.0),
+        ("0.5", 0.5),
+        ("-3", 0.0),
+        ("nan", 0.0),
+        ("Sun, 22 Nov 2026 10:00:20 GMT", 20.0),
+        ("Sun, 22 Nov 2026 09:00:00 GMT", 0.0),
+        ("Sun, 22 Nov 99999999999999999999 10:00:00 GMT", None),
+        ("soon", None),
+        (None, None),
+    ],
+)
+def test_when_to_come_back_is_read_as_seconds_or_as_a_date_by_the_servers_own_clock(
+    told: str | None, seconds: float | None
+) -> None:
+    headers = {"date": "Sun, 22 Nov 2026 10:00:00 GMT"}
+    assert retry_after_seconds(headers | ({"retry-after": told} if told else {})) == seconds

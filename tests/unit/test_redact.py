@@ -254,3 +254,11 @@ def test_the_reader_redacts_text_and_title_and_counts(tmp_path: Path) -> None:
     assert found.title == "Key [redacted:api-key]"
     assert found.messages[0].text == "use [redacted:api-key]"
     assert report.redacted == 2
+
+
+@pytest.mark.parametrize("unit", ["pwd ", "密码 ", "4111 1111 1111 1111 "])
+def test_signs_of_life_come_while_one_long_message_is_redacted(unit: str) -> None:
+    """64 MB of nothing but cues take minutes, and silence is taken for a reader that hangs."""
+    signs: list[None] = []
+    list(redact_each([unit * 20_000], lambda: signs.append(None)))
+    assert len(signs) >= 10

@@ -11,7 +11,8 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from daemon.errors import UsageError
-from daemon.settings import Settings, hide_password, hide_path, load_settings
+from daemon.settings import Settings, load_settings
+from daemon.urls import hide_password, hide_path
 
 CONTRACT_DEFAULTS = {
     "database_url": None,

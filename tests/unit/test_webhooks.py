@@ -59,7 +59,7 @@ def test_what_a_row_holds_beside_what_is_documented_is_not_told() -> None:
     message = Message(
         id=uuid.UUID(int=1), channel="notify", event="completed", job_id=uuid.UUID(int=2),
         user_id=uuid.UUID(int=3), at=dt.datetime(2026, 11, 22, tzinfo=dt.UTC), attempts=1,
-        put_off_seconds=30.0, data={"step": "x", "conversations": 3, "secret": "words"},
+        taken_at=dt.datetime(2026, 11, 23, tzinfo=dt.UTC), put_off_seconds=30.0, data={"step": "x", "conversations": 3, "secret": "words"},
     )  # fmt: skip
     told = payload(message)
     assert told["timestamp"] == "2026-11-22T00:00:00Z"

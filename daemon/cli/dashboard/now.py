@@ -19,7 +19,7 @@ from daemon.cli.dashboard.frame import (
     table,
 )
 from daemon.cli.markup import plain_text, said
-from daemon.cli.screen import span
+from daemon.cli.screen import calls_of, memory_of, span, whereabouts
 
 if TYPE_CHECKING:
     from daemon.ops.trends import Rows
@@ -104,13 +104,7 @@ def _running(account: Account, steps: dict[str, Rows]) -> str:
 
 
 def _pass(job: Account, steps: Rows) -> str:
-    told = [plain_text(job["step"] or "starting", most=60)]
-    to_read = job["chunks_read"] + job["chunks_unread"]
-    if job["step"] == "extract_facts" and to_read:
-        told.append(f"{job['chunks_read']:,} of {to_read:,} chunks")
-    told.append(f"for {span(job['age_seconds'])}")
-    if job["seconds_left"]:
-        told.append(f"about {span(job['seconds_left'])} left")
+    told = [plain_text(part, most=60) for part in whereabouts(job)]
     told.append(f"${job['cost_usd']:.4f}, {job['calls']:,} calls")
     told.append(f"by {plain_text(job['worker_id'] or 'nobody', most=60)}")
     if job["lease_left_seconds"] is not None and job["lease_left_seconds"] < 0:
@@ -188,15 +182,7 @@ def _workers(workers: Rows) -> str:
 
 
 def _worker(worker: Account) -> tuple[str, ...]:
-    memory = "not known"
-    if worker["rss_bytes"] is not None:
-        memory = f"{worker['rss_bytes'] >> 20:,} MB"
-        if worker["memory_limit_bytes"]:
-            memory += f" of {worker['memory_limit_bytes'] >> 20:,}"
     beat = span(worker["beat_age_seconds"])
-    calls = f"{worker['llm_in_flight'] or 0} of {worker['llm_limit'] or 0}"
-    if worker["llm_held_by"] in {"memory", "rate"}:
-        calls += f", held by {worker['llm_held_by']}"
     name = said(worker["worker_id"], most=80)
     if worker["waiting_for"]:
         waits = said(worker["waiting_for"], most=LONGEST_TOLD)
@@ -205,8 +191,8 @@ def _worker(worker: Account) -> tuple[str, ...]:
         name,
         f"{beat} ago" if worker["alive"] else f'<strong class="ill">silent for {beat}</strong>',
         f"{worker['jobs']:,}",
-        memory,
-        calls,
+        memory_of(worker) or "not known",
+        calls_of(worker),
         f"{worker['calls_per_minute']:,}",
         plain_text(worker["version"] or "?", most=40),
     )

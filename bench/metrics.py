@@ -12,7 +12,7 @@ class Metric:
 
     name: str
     value: float
-    unit: str
+    unit: str = ""
     limit: float | None = None
     at_least: bool = False
     note: str = ""
@@ -29,9 +29,10 @@ class Metric:
     def row(self) -> str:
         """One line of the table."""
         limit = "" if self.limit is None else f"{'≥' if self.at_least else '≤'} {self.limit:.4g}"
-        note = f"  ({self.note})" if self.note else ""
-        missed = "" if self.ok else "  MISSED"
-        return f"{self.name:34} {self.value:12.3f} {self.unit:7} {limit:9}{missed}{note}".rstrip()
+        verdict = "" if self.limit is None else "ok" if self.ok else "MISSED"
+        note = f"({self.note})" if self.note else ""
+        told = f"{self.name:40} {self.value:12.4f} {self.unit:8} {limit:9} {verdict:7} {note}"
+        return told.rstrip()
 
     @property
     def line(self) -> str:
@@ -39,8 +40,8 @@ class Metric:
         return json.dumps(
             {
                 "metric": self.name,
-                "value": round(self.value, 3),
-                "limit": None if self.limit is None else round(self.limit, 3),
+                "value": round(self.value, 4),
+                "limit": None if self.limit is None else round(self.limit, 4),
                 "ok": self.ok,
             }
         )
