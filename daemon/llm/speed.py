@@ -35,12 +35,10 @@ _LEAST_CALLS = 3
 """With fewer, those that made their connection count too."""
 _WAITS = tuple(100 * 2 ** (step / 2) for step in range(-10, 11))
 """What the wait before a reply may be worth: in tokens that would be written meanwhile."""
-_BELIEF = 2.0
+_BELIEF = 1.4
 """By which factor that is usually off from what is supposed."""
 _FLAT = 0.25
 """How likely it is, before any call, that a server answers any length in one time."""
-_WITNESS = 0.5
-"""A call says so much of what it would say alone: neighbours share their troubles."""
 _SCATTER = 0.1
 """Calls of one length differ by so much, as far as one call could tell."""
 _LEAST_SECONDS = 0.001
@@ -222,7 +220,7 @@ def _explains(shapes: list[float], seconds: list[float]) -> float:
     """Return how likely what calls took is, if it goes by these shapes (as a logarithm)."""
     off = [log(took / shape) for took, shape in zip(seconds, shapes, strict=True)]
     middle = fmean(off)
-    return -0.5 * _WITNESS * len(off) * log(_SCATTER**2 + fsum((one - middle) ** 2 for one in off))
+    return -0.5 * len(off) * log(_SCATTER**2 + fsum((one - middle) ** 2 for one in off))
 
 
 def without_outliers(values: list[float]) -> list[float]:
