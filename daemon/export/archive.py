@@ -60,7 +60,8 @@ class Archive:
     """An export file opened for reading; a context manager. Raises BadExport, one line, on entry.
 
     `ignored` holds kinds of members left out on purpose; `problems` what is wrong with the archive
-    itself, each `(member, reason)`. `lacks_shards` where a number is missing between others.
+    itself, each `(member, reason)`. `lacks_shards` where a number is missing
+    before or between others.
     """
 
     def __init__(self, path: Path, name: str, limits: Limits) -> None:
@@ -204,11 +205,33 @@ class Archive:
         self.lacks_shards = _gap({number for _, number, _ in shards if number >= 0})
         yield from (entry for _, _, entry in shards)
         # One file a conversation, beside an index of them.
-        yield from (entry for entry in singles if self._sniffs_well(entry))
+        yield from (entry for entry in singles if not self._is_another(entry))
         if not shards and not singles:
-            # No name we know: the content decides (Takeout names its files in the user's language).
-            yield from (e for e in rest[:_SNIFFED_MEMBERS] if self._sniffs_well(e))
+            yield from self._sniffed(rest)
         yield from memories
+
+    def _sniffed(self, files: list[zipfiles.Entry]) -> Iterator[zipfiles.Entry]:
+        """Yield those whose content is an export's; no name is known.
+
+        Takeout names its files in the user's language, and a tool may write one a conversation.
+        """
+        found = False
+        for number, entry in enumerate(files):
+            if number >= _SNIFFED_MEMBERS and not found:
+                return
+            if self._sniffs_well(entry):
+                found = True
+                yield entry
+
+    def _is_another(self, entry: zipfiles.Entry) -> bool:
+        """Whether a file among conversations is sound JSON and none: a damaged one is told."""
+        if self._refusal(entry):
+            return False
+        stream = zipfiles.stream(self._opened(), entry, self._limits)
+        head = stream.read(HEAD_BYTES)
+        begins = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        sound = not stream.problem and begins in {b"{", b"["}
+        return sound and _CONVERSATION_MARK.search(head) is None
 
     def _sniffs_well(self, entry: zipfiles.Entry) -> bool:
         if self._refusal(entry):
@@ -235,8 +258,8 @@ class Archive:
 
 
 def _gap(numbers: set[int]) -> bool:
-    """Whether shards are missing between others."""
-    return bool(numbers) and max(numbers) - min(numbers) >= len(numbers)
+    """Whether shards are missing between others, or before them all."""
+    return bool(numbers) and (min(numbers) > 1 or max(numbers) - min(numbers) >= len(numbers))
 
 
 def _is_litter(name: str) -> bool:

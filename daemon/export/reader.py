@@ -46,8 +46,11 @@ if TYPE_CHECKING:
 
 _CONTEXT_ROLES = frozenset({"instructions", "memory"})
 _KEY_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,30}")
+# With what an app puts before and after a name to keep two uploads apart; not `-2026-01-31`.
 _NUMBERED = re.compile(
-    r"conversations-\d{3,}(?:[ _]?\(\d+\))?\.(?:json|zip)(?:\.gz)?", re.IGNORECASE
+    r"(?:conversations-\d{3,}(?:[ _]?\(\d+\))?|(?:.*[\W_])?conversations-0\d\d(?:[\W_].*)?)"
+    r"\.(?:json|zip)(?:\.gz)?",
+    re.IGNORECASE,
 )
 
 
@@ -107,7 +110,8 @@ class ExportReader:
             for member in archive.members:
                 yield from self._member(member)
         report.bytes_read = report.bytes_total
-        if not report.conversations and not report.context_entries:
+        forgotten = self._tell_forgotten and self._forgotten
+        if not report.conversations and not report.context_entries and not forgotten:
             raise BadExport(
                 why_nothing(
                     self._name,

@@ -7,9 +7,12 @@ its keys and a server's own message only, never what was said in it (promise 11)
 from __future__ import annotations
 
 import json
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from daemon.export.conversation import ReadReport
 
 _ERROR_KEYS = ("message", "error", "detail", "error_description")
@@ -21,9 +24,9 @@ def why_nothing(
     report: ReadReport,
     *,
     met: int,
-    unrecognised: dict[str, int],
-    error_body: str,
-    other_products: dict[str, int],
+    unrecognised: Mapping[str, int] = MappingProxyType({}),
+    error_body: str = "",
+    other_products: Mapping[str, int] = MappingProxyType({}),
 ) -> str:
     """Say in one line why not one conversation came out.
 

@@ -317,16 +317,24 @@ class _Download:
         """Compare what comes with what came before, and see that there is room for it."""
         etag = response.headers.get("etag")
         resumed = response.status_code == 206
-        if self.done_bytes and (not resumed or etag != self.etag or etag is None):
+        at, total = _declared_bytes(response)
+        other_size = None not in {total, self.total_bytes} and total != self.total_bytes
+        changed = etag != self.etag or etag is None or other_size
+        if resumed and at != self.done_bytes:
+            # Put where it was asked for, it would make a file of the right length and wrong bytes.
+            self._start_over()
+            raise httpx.ReadError("another stretch came than was asked for")
+        if self.done_bytes and (not resumed or changed):
             # Another object now, or a server that starts from the front: nothing so far counts.
             self._start_over()
             if resumed:
                 raise httpx.ReadError("the object changed during the download")
         self.etag = etag
-        self.total_bytes = _declared_bytes(response)
+        if total is not None or not resumed:  # one told before still holds
+            self.total_bytes = total
         with suppress(ValueError, TypeError):
-            changed = parsedate_to_datetime(response.headers["last-modified"])
-            self.last_modified = changed.astimezone(UTC)
+            modified = parsedate_to_datetime(response.headers["last-modified"])
+            self.last_modified = modified.astimezone(UTC)
         if self.total_bytes is None:
             return
         if self.total_bytes > self._max_bytes:
@@ -352,13 +360,13 @@ class _Download:
         )
 
 
-def _declared_bytes(response: httpx.Response) -> int | None:
-    """Read how long the whole object is."""
+def _declared_bytes(response: httpx.Response) -> tuple[int | None, int | None]:
+    """Read where in the object the answer begins and how long the whole is; None where not told."""
+    at, total = "0", response.headers.get("content-length", "")
     if response.status_code == 206:
-        total = response.headers.get("content-range", "").rpartition("/")[2]
-    else:
-        total = response.headers.get("content-length", "")
-    return int(total) if total.isdecimal() else None
+        stretch, _, total = response.headers.get("content-range", "").partition("/")
+        at = stretch.removeprefix("bytes").strip().partition("-")[0]
+    return tuple(int(n) if n.isdecimal() else None for n in (at, total))  # type: ignore[return-value]
 
 
 async def _body(response: httpx.Response) -> bytes:

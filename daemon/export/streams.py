@@ -7,6 +7,7 @@ before, then ends, and `problem` says why. Only a bomb raises, for nothing in it
 from __future__ import annotations
 
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -126,14 +127,16 @@ class ZlibStream:
                 if not self._input:
                     self._finish("its compressed data is cut short")
                     return b""
+            before = self._inflate.copy()
             try:
                 piece = self._inflate.decompress(self._input, min(size, _OUTPUT_BYTES))
             except zlib.error:
+                piece = _up_to_damage(before, self._input)
                 self._finish("its compressed data is damaged")
-                return b""
-            self._input = self._inflate.unconsumed_tail
-            if self._inflate.eof:
-                self._next_gzip_member()
+            else:
+                self._input = self._inflate.unconsumed_tail
+                if self._inflate.eof:
+                    self._next_gzip_member()
             self._account(piece)
             if piece:
                 return piece
@@ -176,3 +179,15 @@ class ZlibStream:
     def _finish(self, problem: str) -> None:
         self._ended = True
         self.problem = self._source.problem or problem
+
+
+def _up_to_damage(inflate: zlib._Decompress, compressed: bytes) -> bytes:
+    """Unpack what comes before the damage: asked for all at once, zlib gives nothing.
+
+    Of a small file that is everything, where only its checksum is wrong.
+    """
+    pieces = []
+    with suppress(zlib.error):
+        for at in range(len(compressed)):
+            pieces.append(inflate.decompress(compressed[at : at + 1]))  # noqa: PERF401 - some come before it raises
+    return b"".join(pieces)

@@ -18,6 +18,7 @@ from daemon import __version__
 from daemon.database import database_errors
 from daemon.errors import BadExport, GiveUp, OutOfReach
 from daemon.export import source
+from daemon.export.refusals import why_nothing
 from daemon.export.streams import Limits
 from daemon.fullpass.context import report_progress
 from daemon.fullpass.handover import Order, TierOrder
@@ -126,7 +127,7 @@ async def save_conversations(
     if staging.rows >= _MANY_ROWS:
         await _refresh_statistics(work)
     if reader.report is not None:
-        await _finish(work, reader.report, fetched.etag)
+        await _finish(work, reader.report, fetched)
 
 
 def _order(work: Pass, fetched: source.FetchedExport, folder: Path) -> Order:
@@ -209,10 +210,12 @@ async def _refresh_statistics(work: Pass) -> None:
             )
 
 
-async def _finish(work: Pass, report: ReadReport, etag: str | None) -> None:
+async def _finish(work: Pass, report: ReadReport, fetched: source.FetchedExport) -> None:
     """Close the reading: account for it, and let go of what a whole, newer export left out."""
     removed = 0
     async with work.lease.fenced() as connection:
+        if not report.conversations and not report.context_entries:
+            await _refuse_unless_known(work, report, fetched.name, connection)
         if report.whole and not await _is_older(work, report, connection):
             await _keep_untold(work, report, connection)
             removed = await connection.fetchval(
@@ -232,7 +235,7 @@ async def _finish(work: Pass, report: ReadReport, etag: str | None) -> None:
             """,
             work.job.user_id, work.source, work.job.started_at - RECENT,
         )  # fmt: skip
-        account = {**asdict(report), "removed_conversations": removed, "etag": etag}
+        account = {**asdict(report), "removed_conversations": removed, "etag": fetched.etag}
         await connection.execute(
             """
             update fullpass.passes set ingested_at = clock_timestamp(), source = $2, ingest = $3
@@ -248,6 +251,24 @@ async def _finish(work: Pass, report: ReadReport, etag: str | None) -> None:
         "export.read", source=work.source, conversations=report.conversations,
         messages=report.messages, damaged=report.damaged, whole=report.whole, removed=removed,
     )  # fmt: skip
+
+
+async def _refuse_unless_known(
+    work: Pass, report: ReadReport, name: str, connection: Connection
+) -> None:
+    """Refuse an export of nothing but what is to be forgotten, of a person nothing is known of.
+
+    Of one whom something is known of, facts and MEMORY may rest on just that: the pass goes on.
+    """
+    if not await connection.fetchval(
+        """
+        select exists (select from fullpass.memories where user_id = $1)
+            or exists (select from fullpass.extracted_facts where user_id = $1)
+        """,
+        work.job.user_id,
+    ):
+        work.step = "chunk_conversations"
+        raise BadExport(why_nothing(name, report, met=report.forgotten))
 
 
 async def _keep_untold(work: Pass, report: ReadReport, connection: Connection) -> None:

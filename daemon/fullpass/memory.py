@@ -43,6 +43,8 @@ HEADINGS = {
     "beliefs": "## Beliefs & Values",
     "decisions": "## Decisions",
 }
+SOULPRINT_MEMORY = "\n\n# MEMORY\n\n"
+"""Where MEMORY begins in the soulprint, which ends with it; no line of a section can hold this."""
 NO_DATA = "No data yet."
 Writer = Literal["llm", "rendering", "offline"]
 
@@ -298,11 +300,20 @@ async def save(work: Pass, memory: Memory) -> bool:
                 work.job.id, work.job.user_id, memory.writer, memory.markdown, memory.facts,
                 json.dumps(memory.details),
             )  # fmt: skip
+            # The soulprint ends with it. Its sections may stay yesterday's (promise 10); what the
+            # person deleted must not stay with them.
             await connection.execute(
-                "update public.user_profiles set memory_md = $2 where user_id = $1",
-                work.job.user_id,
-                memory.markdown,
-            )
+                """
+                update public.user_profiles set
+                    memory_md = $2,
+                    soulprint_text = case
+                        when position($3 in soulprint_text) > 0
+                        then split_part(soulprint_text, $3, 1) || $3 || $2
+                        else soulprint_text end
+                where user_id = $1
+                """,
+                work.job.user_id, memory.markdown, SOULPRINT_MEMORY,
+            )  # fmt: skip
             await connection.execute(
                 "update fullpass.passes set memory_saved_at = clock_timestamp() where job_id = $1",
                 work.job.id,

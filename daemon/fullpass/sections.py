@@ -15,7 +15,7 @@ from daemon.export.conversation import EVIDENCE_ROLES
 from daemon.fullpass.context import report_progress
 from daemon.fullpass.facts import objects, one_line
 from daemon.fullpass.forecast import SECTIONS_CHARACTERS
-from daemon.fullpass.memory import without_citations
+from daemon.fullpass.memory import SOULPRINT_MEMORY, without_citations
 from daemon.fullpass.prompts import prompt
 from daemon.fullpass.reduce import numbered
 from daemon.llm.request import Reply, Request
@@ -241,5 +241,4 @@ def soulprint(sections: Sections, memory_md: str) -> str:
             else:
                 lines.append(f"**{label}:** {value}")
         parts.append("\n".join(lines))
-    parts.append(f"# MEMORY\n\n{memory_md.strip()}")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts) + f"{SOULPRINT_MEMORY}{memory_md.strip()}\n"

@@ -119,11 +119,14 @@ class Staging:
         )  # fmt: skip
 
     async def _forget(self, connection: Connection, parts: list[Part]) -> None:
-        """Let go of what the person asked not to be remembered, whatever else the export lacks."""
+        """Let go of what the person asked not to be remembered, whatever else the export lacks.
+
+        Also of rows of the system before, which name no source.
+        """
         for table in ("public.conversation_chunks", "fullpass.conversations") if parts else ():
             await connection.execute(
-                f"delete from {table} "
-                "where user_id = $1 and source = $2 and conversation_id = any ($3)",
+                f"delete from {table} where user_id = $1 and (source = $2 or source is null) "
+                "and conversation_id = any ($3)",
                 self._work.job.user_id, self._work.source, [p.conversation_id for p in parts],
             )  # fmt: skip
 
@@ -215,8 +218,6 @@ class Staging:
                 stored = row["updated_at"]
                 if part.updated_at is not None and stored is not None and stored > part.updated_at:
                     continue
-            if row is None and not part.chunk_count:
-                continue  # forgotten, and never stored
             fresh.append(part)
         return fresh
 

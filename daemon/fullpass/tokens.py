@@ -112,6 +112,7 @@ _PREFIX: tuple[tuple[int, str, int], ...] = (
     (0xE0, "e0a6 e0a7 e0ae e0af e0b6 e0b7 e0b8 e0b9", -34),  # Bengali, Tamil, Sinhala, Thai
     (0xE1, "e180 e182 e183", -84),  # Burmese, Georgian
     (0xE2, "e280", -72), (0xE2, "e294 e295", -68),  # dashes and quotation marks, box drawing
+    (0xE3, "e384 e385", 48),  # single letters of Hangul, as Korean chats laugh and cry
     (0xE8, "e899 e8aa e8ad", 201), (0xE9, "e981 e9a0", 201), (0xE6, "e6aa", 201),  # traditional
     (0xE8, "e8ae e8af e8bf", -96), (0xE7, "e7bb e7bc", -96),  # simplified
     (0xD1, "d18b", -7), (0xD1, "d196", 92),  # Russian; Ukrainian and Belarusian

@@ -66,6 +66,8 @@ class StorageBehaviour:
     bytes_per_second: float | None = None
     latency_seconds: float = 0.0
     ignore_range: bool = False
+    range_from: int | None = None
+    """A stretch that is asked for begins here instead, is as long, and says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +261,8 @@ class StorageServer(LoopbackServer):
             message = "The requested range is not satisfiable"
             refusal = _error(416, "InvalidRange", message, "InvalidRange", how=how)
             return replace(refusal, headers={**refusal.headers, **unsatisfied})
+        if how.range_from is not None:
+            start, stop = how.range_from, how.range_from + stop - start
         headers["content-range"] = f"bytes {start}-{stop - 1}/{stored.size}"
         return Reply(206, stored.part(start, stop), headers)
 

@@ -247,6 +247,29 @@ def test_where_a_shard_is_missing_between_others_nothing_is_taken_for_gone(tmp_p
     assert not report.tells_of_conversations
     _, report = read(tmp_path, zipped({**shards, "x/conversations-002.json": dump([talk("c2")])}))
     assert report.tells_of_conversations
+    later = {name.replace("-00", "-10"): content for name, content in list(shards.items())[:2]}
+    _, report = read(tmp_path, zipped(later))
+    assert not report.tells_of_conversations  # the first hundred came in another zip
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("conversations-000.zip", True),
+        ("1763839123-conversations-001.zip", True),
+        ("conversations-002 (1).json.gz", True),
+        ("6f1c_conversations-003_final.json", True),
+        ("conversations.zip", False),
+        ("conversations-2026-01-31.zip", False),
+        ("my-conversations.zip", False),
+    ],
+)
+def test_a_part_is_known_by_its_name_whatever_the_app_put_around_it(
+    name: str, part: object, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(GOOD)
+    assert ExportReader(path, name=f"uploads/someone/{name}").report.part is part
 
 
 def test_a_file_for_each_conversation_beside_their_index(tmp_path: Path) -> None:
@@ -259,6 +282,32 @@ def test_a_file_for_each_conversation_beside_their_index(tmp_path: Path) -> None
     found, report = read(tmp_path, zipped(content))
     assert [c.id for c in found] == ["c", "d"]
     assert report.whole
+
+
+def test_a_damaged_file_among_those_of_each_conversation_is_told(tmp_path: Path) -> None:
+    """Passed over in silence, its conversation would be taken for deleted."""
+    good = {f"conversations/c{n}.json": dump(claude(f"c{n}")) for n in range(3)}
+    for damaged in (b"\x00\x01", dump(claude("d")).decode().encode("utf-16")):
+        found, report = read(tmp_path, zipped({**good, "conversations/d.json": damaged}))
+        assert [c.id for c in found] == ["c0", "c1", "c2"]
+        assert report.damaged
+        assert not report.whole
+
+
+def test_any_number_of_files_of_unknown_names_is_read(tmp_path: Path) -> None:
+    files = {f"chats/{n}.json": dump(claude(f"c{n}")) for n in range(250)}
+    found, report = read(tmp_path, zipped(files))
+    assert len(found) == 250
+    assert report.whole
+
+
+def test_of_a_gzip_file_all_before_the_damage_is_read(tmp_path: Path) -> None:
+    content = bytearray(gzipped(dump([claude(f"c{n}") for n in range(9)])))
+    content[-6] ^= 1  # its checksum
+    found, report = read(tmp_path, bytes(content))
+    assert len(found) == 9
+    assert not report.whole
+    assert report.damages == ["conversations.json: its compressed data is damaged"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])

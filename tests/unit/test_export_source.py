@@ -129,6 +129,15 @@ async def test_a_server_that_ignores_ranges_is_read_from_the_start(
     assert (await fetch(storage, tmp_path)).path.read_bytes() == DATA
 
 
+async def test_another_stretch_than_was_asked_for_is_not_put_in_its_place(
+    storage: StorageServer, tmp_path: Path
+) -> None:
+    """The file would have the right length, and wrong bytes."""
+    storage.script(StorageBehaviour(break_after_bytes=256_000), StorageBehaviour(range_from=1))
+    assert (await fetch(storage, tmp_path)).path.read_bytes() == DATA
+    assert [r.range for r in storage.requests] == ["", "bytes=256000-", ""]
+
+
 async def test_a_blob_whose_tail_is_missing_counts_an_attempt(
     storage: StorageServer, tmp_path: Path
 ) -> None:

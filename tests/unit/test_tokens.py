@@ -157,6 +157,11 @@ ao trabalho. Estou a pensar em comprar uma bicicleta elétrica. Achas que vale a
 और पुराने हिंदी गाने सुनना बहुत पसंद है। इस साल दिवाली पर हम अपने माता-पिता से मिलने लखनऊ जाना चाहते हैं। कृपया मुझे
 बताइए कि टिकट कब बुक करना सबसे सस्ता रहेगा?
 """),
+    "korean in a chat": (271, """
+야 진짜ㅋㅋㅋㅋ 오늘 회사에서 너무 웃겼어ㅋㅋㅋㅋㅋㅋ 팀장님이 회의 중에 졸았음ㅠㅠ 나도 졸렸는데 참았다ㅋㅋㅋ
+ㄷㄷ 그래서 어떻게 됐어? ㅎㅎㅎ 부장님이 다 봤대ㅜㅜ 불쌍하다ㅠㅠㅠ ㄴㄴ 괜찮대ㅋㅋ 내일은 휴가라서 너무 좋아ㅎㅎ
+근데 비 온대ㅠㅠ 뭐 하고 놀지? 영화 볼래? ㅇㅇ 좋아ㅋㅋㅋㅋㅋ 몇 시에? ㄱㄱ 세 시! ㅇㅋㅇㅋ 그럼 강남역에서 봐ㅎㅎ
+"""),
     "emoji": (166, """
 omg we got the keys today!!! 🏡🔑🎉🎉 can't believe it 😭😭 mum cried, dad cried, even the dog looked moved 🐶❤️
 so moving day is the 3rd 📦🚚 and then housewarming on the 17th 🥂🍕 you HAVE to come 🙏🙏 bring the kids 👧👦 and
