@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from daemon.errors import UselessReply
 from daemon.export.conversation import EVIDENCE_ROLES
+from daemon.fullpass.meaning import all_told
+from daemon.fullpass.wording import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -184,13 +186,15 @@ def check_fact(item: dict[str, Any], messages: Sequence[NumberedMessage]) -> Che
         reason = f"statement of {len(statement)} characters"
     elif len(quote) > _LONGEST_QUOTE:
         reason = f"quote of {len(quote)} characters"
-    elif not fold(quote):
+    elif not any(map(str.isalnum, quote)):
         reason = "no quote"
     place = None
     if reason is None:
         place, exact, moved, reason = _locate(quote, _number(item.get("message")), messages)
     else:
         exact, moved = quote, False
+    if reason is None and polarity == "negated" and _denied(statement, exact):
+        place, reason = None, "its statement affirms what its quote denies"
     return CheckedFact(
         category=category if category in CATEGORIES else "",
         slot=one_line(_text(item.get("slot")))[:80],
@@ -232,17 +236,51 @@ def _locate(
             return None, quote, False, f"its quote is not the person's own words ({named.role})"
         if _orders_the_model(named.text, exact):
             return None, quote, False, "its quote is an order to the model"
+        if _borrowed(named, exact):
+            return None, quote, False, "its quote stands in code or in words quoted"
         return named.number, exact, False, None
     # A miscounted number is forgiven when the quote is long enough to stand in one place only.
     if len(fold(quote)) >= _SHORTEST_MOVABLE_QUOTE:
         found = [
-            (m.number, exact, m.text)
+            (m, exact)
             for m in messages
             if m.role in EVIDENCE_ROLES and (exact := find_quote(quote, m.text)) is not None
         ]
-        if len(found) == 1 and not _orders_the_model(found[0][2], found[0][1]):
-            return found[0][0], found[0][1], True, None
+        if len(found) == 1:
+            message, exact = found[0]
+            if not (_orders_the_model(message.text, exact) or _borrowed(message, exact)):
+                return message.number, exact, True, None
     return None, quote, False, "its quote is not in the message it names"
+
+
+def _denied(statement: str, quote: str) -> bool:
+    """Whether a statement says without its denial what the quote says with one.
+
+    A model that marks "Drinks coffee" as negated means that they do not; MEMORY shows words alone.
+    """
+    said, proof = read(statement), read(quote)
+    return proof.negated and not said.negated and all_told(said, [proof])
+
+
+def _borrowed(message: NumberedMessage, quote: str) -> bool:
+    """Whether a quote stands only in code blocks or quoted lines ("> …") of a person's message.
+
+    What is neither opened nor closed for certain, as where a long message was cut, is their own.
+    """
+    text = message.text
+    if message.role != "user" or not ("```" in text or ">" in text):
+        return False
+    lines = text.splitlines(keepends=True)
+    paired = sum(line.lstrip().startswith("```") for line in lines) % 2 == 0
+    own, others, fenced = [], [], False
+    for line in lines:
+        fence = paired and line.lstrip().startswith("```")
+        theirs = fenced or fence or line.lstrip().startswith(">")
+        fenced ^= fence
+        # A mark in place of the other's line: no quote spans what was taken away.
+        own.append("\0" if theirs else line)
+        others.append(line if theirs else "\0")
+    return quote in "".join(others) and quote not in "".join(own)
 
 
 # An order to whoever reads the export: a clause that begins with the verb, as in "Ignore all

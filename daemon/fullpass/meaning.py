@@ -108,7 +108,7 @@ def says_only(line: Reading, facts: Sequence[Reading]) -> bool:
     alone says does not stand among another's words ("Anna lives in Ghent, Marta in Porto" must not
     become "Anna in Porto, Marta in Ghent").
     """
-    if not (_told(line, facts) and all(_told(fact, [line]) for fact in facts)):
+    if not (all_told(line, facts) and all(all_told(fact, [line]) for fact in facts)):
         return False
     if line.words.count(NOT) != sum(f.words.count(NOT) for f in facts):
         return False
@@ -132,7 +132,7 @@ def says_only(line: Reading, facts: Sequence[Reading]) -> bool:
     return all(first[1] < second[0] for first, second in pairwise(spans))
 
 
-def _told(reading: Reading, others: Sequence[Reading]) -> bool:
+def all_told(reading: Reading, others: Sequence[Reading]) -> bool:
     """Whether all that a reading tells is told by the others too."""
     known = {word for other in others for word in other.words}
     return all(

@@ -149,7 +149,8 @@ def _fact(clause: str, at: datetime | None, *, own: bool) -> dict[str, object] |
             words[name] = shifted[:1].lower() + shifted[1:] if inner else shifted
         day = _day(clause, at)
         if when := words.get("d"):
-            remote = day and at and abs(day.year - at.year) > 6 and "born" not in clause
+            own_day = re.search(r"\b(?:born|birthday)\b", clause, re.IGNORECASE)
+            remote = day and at and abs(day.year - at.year) > 6 and not own_day
             if remote or (when.casefold() in _NEAR and not day):
                 return None  # nobody can say which day it is, or it is history and not this life
             words["d"] = f"{day.day} {day:%B %Y}" if day else when

@@ -194,11 +194,20 @@ class Endings:
 
     async def _fail(self, work: Work, error: Exception) -> None:
         said = _storable(masked(f"{work.step}: {_told(error)}"))[:_LONGEST_ERROR]
-        _log.error("job.error", exc_info=error, step=work.step)
-        report(error, job_id=str(work.job.id), step=work.step, attempt=work.job.attempt)
-        outcome = await jobs.fail(
-            self._pool, work.job, error=said, retry=not isinstance(error, GiveUp)
-        )
+        lost = False
+        try:
+            outcome = await jobs.fail(
+                self._pool, work.job, error=said, retry=not isinstance(error, GiveUp)
+            )
+        except LeaseLost:
+            # Whoever took the job may have taken its rows too, as an erasure does: no defect.
+            lost = True
+            _log.warning("job.moot", exc_info=error, step=work.step)
+            raise
+        finally:
+            if not lost:
+                _log.error("job.error", exc_info=error, step=work.step)
+                report(error, job_id=str(work.job.id), step=work.step, attempt=work.job.attempt)
         self._tally.left.pop(work.job.id, None)
         JOBS_ENDED.inc(outcome)
         if outcome == "retry":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from daemon.database import connect, open_pool
 from daemon.errors import OutOfReach, Wait
@@ -172,6 +173,23 @@ async def test_an_attempt_that_ends_badly_after_a_cancellation_counts_as_cancell
         await endings.raised(work, error)
         assert (await row_of(pool, job_id))["status"] == "cancelled"
         assert (tally.failed, tally.left) == ({}, {})
+
+
+async def test_what_an_erasure_leaves_of_a_job_is_no_error_of_it(pool: Pool) -> None:
+    user = uuid.uuid4()
+    for erased in (True, False):
+        job_id = await inserted(pool, user)
+        work, endings, _ = await attempt(pool)
+        if erased:
+            assert await pool.fetchval("select fullpass.forget($1)", user)
+        with capture_logs() as said:
+            await endings.raised(work, KeyError(3))  # the rows it was about to read are gone
+        told = [(line["log_level"], line["event"]) for line in said if "KeyError" in str(line)]
+        assert told == [("warning", "job.moot") if erased else ("error", "job.error")]
+        row = await row_of(pool, job_id)
+        assert (row["status"], row["error_message"] is None) == (
+            ("cancelled", True) if erased else ("pending", False)
+        )
 
 
 async def test_an_ending_waits_for_no_pool_that_is_closed(database_url: str) -> None:

@@ -205,6 +205,8 @@ def test_folding_twice_changes_nothing(text: str) -> None:
         (reported(""), "no quote"),
         (reported(None), "no quote"),
         (reported("\x00\ud800"), "no quote"),
+        (reported("."), "no quote"),
+        (reported(", "), "no quote"),
         (reported("x" * 2_001), "quote of 2001 characters"),
         (reported("I love gin"), "its quote is not in the message it names"),
         (reported("tea", message=9), "its quote is not in the message it names"),
@@ -234,6 +236,51 @@ def test_an_assistants_words_are_no_evidence() -> None:
         assert fact.rejected == f"its quote is not the person's own words ({role})"
     for role in ("user", "instructions", "memory"):
         assert check_fact(reported("love tea"), said("I love tea", role=role)).rejected is None
+
+
+QUOTED = "its quote stands in code or in words quoted"
+
+
+@pytest.mark.parametrize(
+    ("text", "because"),
+    [
+        ("Why does it fail?\n```python\n# I live in Oslo\n```\nThanks", QUOTED),
+        ("  ```\nI live in Oslo\n  ```", QUOTED),
+        ("She wrote:\n> Hi! I live in Oslo.\nWhat do I answer?", QUOTED),
+        (">>> 'I live in Oslo'.split()", QUOTED),
+        ("> I live in Oslo\n\nSo do I: I live in Oslo.", None),
+        ("```\nx = 1\n```\nI live in Oslo\n```\ny = 2\n```", None),
+        ("y = 2\n```\nI live in Oslo", None),  # cut in the middle: who can tell
+        ("It is 5 > 4, and I live in Oslo", None),
+    ],
+)
+def test_code_and_quoted_lines_in_a_persons_message_are_no_words_of_theirs(
+    text: str, because: str | None
+) -> None:
+    assert check_fact(reported("I live in Oslo"), said(text)).rejected == because
+    elsewhere = check_fact(reported("I live in Oslo", message=2), said(text, "Well."))
+    assert (elsewhere.rejected is None) is (because is None)
+
+
+@pytest.mark.parametrize(
+    ("statement", "quote", "believed"),
+    [
+        ("Drinks coffee", "I don't drink coffee any more", False),
+        ("Drinks coffee", "I stopped drinking coffee", False),
+        ("Trinkt Kaffee", "Ich trinke keinen Kaffee", False),
+        ("No longer drinks coffee", "I don't drink coffee any more", True),
+        ("Gave up coffee", "I don't drink coffee any more", True),
+        ("Nie je mięsa", "Nie jem mięsa", True),
+        ("Drinks decaf", "I don't drink coffee any more", True),
+    ],
+)
+def test_a_statement_that_lost_its_denial_is_not_believed(
+    statement: str, quote: str, *, believed: bool
+) -> None:
+    item = reported(quote, statement=statement, polarity="negated")
+    reason = None if believed else "its statement affirms what its quote denies"
+    assert check_fact(item, said(quote)).rejected == reason
+    assert check_fact(item, said(quote)).message == (1 if believed else None)
 
 
 def test_a_miscounted_message_is_forgiven_only_where_the_quote_is_unmistakable() -> None:

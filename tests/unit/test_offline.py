@@ -151,6 +151,10 @@ TRAPS = [
     "```\n# I prefer tabs over spaces\nI live in /usr/local\n```",
     "Subject: Leaving\nDear Ms Holt,\nI have decided to leave the company. I live in Bath.",
     "# My life in Kyoto\nI live in Kyoto. My favourite food is soba.",
+    "My friend sent me this:\n\nI decided to quit my job. I live in Faro.",
+    "This is what my colleague posted yesterday:\nI work as a nurse in Lille.",
+    "Oh great, I just love being stuck in traffic for hours.",
+    "Can we do a role play? I live in a tower and I love gold.",
     "Here is her message:\nI moved to Lille last year and I love cycling.",
     "“I live in Vienna. I love opera,” the narrator begins.",
 ]
@@ -380,6 +384,8 @@ def test_relative_days_resolve_against_the_message_and_only_when_that_is_certain
     assert extract(message("I moved to Ghent yesterday."))[0]["valid_from"] == "2026-03-03"
     assert extract(message("I moved to Ghent last month."))[0]["valid_from"] == ""
     assert extract(message("Our wedding is on 31 June 2026."))[0]["valid_from"] == ""
+    (birthday,) = extract(message("My birthday is on 12 August 1991."))
+    assert birthday["valid_from"] == "1991-08-12"  # decades ago, and of this life
 
 
 def test_a_quote_is_the_whole_sentence_with_its_own_apostrophes_and_dots() -> None:
@@ -394,8 +400,11 @@ def test_lists_and_lines_are_sentences_of_their_own() -> None:
 
 
 def test_role_play_holds_for_the_messages_that_follow() -> None:
-    scene = message("Let's role-play a heist.")
-    assert extract(scene, message("I live in a submarine."), message("I love gold.")) == []
+    for opening in ("Let's role-play a heist.", "Let\u2019s do a roleplay.", "Can we role play?",
+                    "Pretend I am your captain."):  # fmt: skip
+        scene = message(opening)
+        assert extract(scene, message("I live in a submarine."), message("I love gold.")) == []
+    assert extract(message("I enjoy role play at the club."), message("I love gold."))
 
 
 def test_injected_orders_are_only_text() -> None:
