@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import re
 
+# ruff: noqa: RUF001 - quotation marks of many shapes
+
 _NEAR = 600
 """Characters on either side of a quote in which its quotation marks are looked for."""
 _TAG = 160
@@ -51,10 +53,12 @@ _NO_NAME = (
     r"|Later|Today|Yesterday|Finally|Already|Only|Again|Have|Had|Has|Ich|Wir|Und|Dann|Als|Wenn|Wie"
     r"|Je|Nous|Et|Puis|Comme|Quand|Ik|Wij|We|Toen|Zoals|Eu|Nós|Como|Quando|Cuando|Yo)\b"
 )
-_NAME = rf"(?!{_NO_NAME})[A-ZÀ-ÖØ-Þ][\w'’-]+(?:\s[A-ZÀ-ÖØ-Þ][\w'’-]+){{0,2}}"
+_NAME = rf"(?!{_NO_NAME})[A-ZÀ-ÖØ-Þ][\w'’-]+(?:\s[A-ZÀ-ÖØ-Þ][\w'’-]+){{0,2}}(?:(?<=['’]s)\s\w+)?"
 # "The note on my door said": the door is no speaker either.
 _SOMEONE = (
-    r"(?i:(?<!\bon )(?<!\bin )(?<!\bof )(?<!\bat )(?<!\bto )(?<!\bfor )(?<!\bfrom )(?:my|his|her|their|our|the|a|an|mein|meine|der|die|das|ein|eine|unser|unsere|mon|ma|mes"
+    r"(?i:(?<!\bon )(?<!\bin )(?<!\bof )(?<!\bat )(?<!\bto )(?<!\bfor )(?<!\bfrom )"
+    r"(?:my|his|her|their|our|the|a|an|one|some|another|mein|meine|der|die|das|ein"
+    r"|eine|unser|unsere|mon|ma|mes"
     r"|le|la|un|une|notre|mi|mis|el|los|meu|minha|o|mijn|onze|de|het|een)"
     rf"(?:\s(?!{_NO_SPEAKER})[\w'’-]+){{1,5}}?)"
 )
@@ -90,8 +94,8 @@ _NO_SUBJECT = (
 _BEFORE = rf"(?:{_OTHER}{_MEANWHILE}{_OBJECT_FIRST}\s{_SAID}|{_NO_SUBJECT}){_TO_WHOM}"
 _SAID_THEN_MARK = re.compile(rf"{_BEFORE}\s?[:,.]?\s*\Z")
 _SAID_COLON = re.compile(rf"{_BEFORE}\s?:\s*['‘‚‹]?\s*(?i:{_LEAD_IN})\Z")
-# A comma alone: only at the head of a sentence, or "the day she asked, I said yes" would be hers. In
-# other languages it begins indirect speech ("Er sagte, ich sei müde").
+# A comma alone: only at the head of a sentence, or "the day she asked, I said yes" would be hers.
+# In other languages it begins indirect speech ("Er sagte, ich sei müde").
 _SAID_COMMA = re.compile(
     rf"(?:\A|[.!?;:\n]\s*|\b(?:and|but|then)\s)(?:{_PRONOUN}|{_SOMEONE}|{_NAME}){_MEANWHILE}"
     rf"\s(?i:said|told|wrote|texted|replied|answered){_TO_WHOM},\s*['‘]?\Z"
@@ -104,7 +108,7 @@ _INVERTED = (
     rf"(?i:(?:a|m['’]a)-t-(?:il|elle|on)\s(?:dit|écrit|répondu)|dit-(?:il|elle)"
     rf"|hat\s(?:er|sie)\s(?:gesagt|geschrieben))|{_SAID_PAST}\s(?:{_PRONOUN}|{_SOMEONE}|{_NAME})"
 )
-_TAG_ENDS = rf"{_TO_WHOM}\s*(?=[.!?,;:)\n…–—-]|\Z|\band\b|\bund\b|\bet\b|\by\b|\be\b)"  # noqa: RUF001
+_TAG_ENDS = rf"{_TO_WHOM}\s*(?=[.!?,;:)\n…–—-]|\Z|\band\b|\bund\b|\bet\b|\by\b|\be\b)"
 # Without marks "my doctor said" behind a sentence may report ("I need iron, my doctor said").
 _COMMA_SAID = re.compile(
     rf",\s*(?:(?:{_INVERTED})|(?:{_PRONOUN}|{_NAME}){_OBJECT_FIRST}\s{_SAID_PAST}|{_NO_SUBJECT})"
@@ -154,7 +158,7 @@ def _in_marks(text: str, start: int, stop: int) -> bool:
     tag = _SAID_THEN_MARK.search(text[max(0, opened - _TAG) : opened])
     if tag is not None and not _agrees(text, opened, tag):
         return True
-    opens = opened == 0 or not text[opened - 1].isalnum() and text[opened - 1] not in ".!?,"
+    opens = opened == 0 or (not text[opened - 1].isalnum() and text[opened - 1] not in ".!?,")
     return opens and _MARK_SAID.match(text[closed + 1 : closed + 1 + _TAG]) is not None
 
 
@@ -191,6 +195,6 @@ def _before_a_tag(text: str, start: int, stop: int) -> bool:
 
 
 def _agrees(text: str, end: int, tag: re.Match[str]) -> bool:
-    """Whether the tag found before `end` is one of agreement: "as my mother said: I am stubborn"."""
+    """Whether the tag found before `end` agrees: "as my mother said: I am stubborn"."""
     begins = max(0, end - _TAG) + tag.start()
     return _AGREEING.search(text[max(0, begins - 12) : begins]) is not None

@@ -38,6 +38,7 @@ def why(text: str, quote: str, *, role: str = "user") -> str | None:
         ("My boss, who said: I live in Munich, left.", "I live in Munich"),
         ("I met Tom and he said: yes, I live in Munich", "I live in Munich"),
         ("They wrote: Sorry, we moved to Munich", "we moved to Munich"),
+        ("Tom's brother said: I live in Munich", "I live in Munich"),
         ("I live in Munich, Anna told me. Odd!", "I live in Munich"),
         ("Er sagte mir: Ich wohne in München.", "Ich wohne in München"),
         ("Meine Chefin hat geschrieben: „Ich wohne in München.“", "Ich wohne in München"),
