@@ -156,11 +156,24 @@ create or replace trigger processing_jobs_queue_stopped
     after update of status on public.processing_jobs
     for each row when (old.status = 'processing' and new.status <> 'processing')
     execute function fullpass.queue_stopped();
+-- A job that is deleted while it runs or waits leaves no profile that says for ever that one does.
+-- Nothing of that may keep the app from deleting a person.
 create or replace function fullpass.queue_deleted() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, public, pg_temp as $$
 begin
     perform fullpass.next_turn(u.user_id)
     from (select distinct user_id from gone where status = 'processing') as u;
+    begin
+        update public.user_profiles p set
+            full_pass_status = case when memory_md is null then 'pending' else 'complete' end,
+            import_stage = null
+        where full_pass_status in ('pending', 'processing')
+          and user_id in (select user_id from gone where status in ('pending', 'processing'))
+          and not exists (select from public.processing_jobs j
+                          where j.user_id = p.user_id and j.status in ('pending', 'processing'));
+    exception when others then
+        raise warning 'the profiles of deleted jobs cannot be corrected: %', sqlerrm;
+    end;
     return null;
 end
 $$;
