@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _log = get_logger()
 
 _SKEW = timedelta(minutes=10)
-"""How far the server's clock may differ from the database's when batches are listed."""
+"""How far apart two clocks may be when batches are listed, and what cannot be allowed for."""
 _SETTLING_LOOKS = 2
 """Pauses between looks after which a batch that is not listed was never made."""
 _STREAM_TRIES = 3
@@ -146,7 +146,8 @@ class Batches:
     async def _seek(self, batch: Batch, noted: Callable[[], None] | None) -> bool:
         """Look for a batch that has no id yet; True when it was collected, or surely never made."""
         suspects = 0
-        async with aclosing(self.api.recent(batch.created_at - _SKEW)) as recent:
+        now = batch.created_at + timedelta(seconds=batch.age_seconds)
+        async with aclosing(self.api.recent(batch.created_at - _SKEW, now=now)) as recent:
             async for remote in recent:
                 if remote.requests != batch.requests or await self.rows.known(remote.id):
                     continue
