@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from uuid import uuid4
@@ -163,9 +163,9 @@ class Caller:
     ) -> Answer[T]:
         useless: UselessReply | None = None
         value: T | None = None
-        # The place is kept until the receipt is durable: a kill never leaves more calls unknown
-        # than may be in flight, however slow the database is.
-        async with AsyncExitStack() as place:
+        # The place is kept until the receipt is durable, also when this is cancelled: a kill never
+        # leaves more calls unknown than may be in flight, however slow the database is.
+        with ExitStack() as place:
             reply = await self._call(scope, request, place)
             self.limiter.seen(len(request.text) + len(request.system) + len(reply.text))
             if reply.text:
@@ -174,12 +174,12 @@ class Caller:
                 value = read(_message(reply))
             except UselessReply as error:
                 useless = error
-            await self._record(key, scope, request, reply, usable=useless is None)
+            await self._record(key, scope, request, reply, place, usable=useless is None)
         if useless is not None:
             raise useless
         return Answer(value, reply)  # type: ignore[arg-type]
 
-    async def _call(self, scope: Scope, request: Request, place: AsyncExitStack) -> Reply:
+    async def _call(self, scope: Scope, request: Request, place: ExitStack) -> Reply:
         """Call the provider, repeating what fails in passing with jittered back-off.
 
         What was answered leaves its place under the limit in `place`, for the caller to give back.
@@ -201,7 +201,7 @@ class Caller:
                 raise self._gate.closed_by(error) from error
             except CallFailed as error:
                 if error.perhaps_paid:
-                    await self._record_unread(scope, request, error)
+                    await self._record_unread(scope, request, error, place)
                 # A server that says when to come back is only busy.
                 failed += error.retry_after_seconds is None
                 if failed == request.tries:
@@ -236,41 +236,43 @@ class Caller:
                 request.purpose, "probe", request.model, _PROBE, f"{_NOTHING_ASKED} ({key})",
                 request.schema, 64, min(_PROBE_SECONDS, request.timeout_seconds),
             )  # fmt: skip
-            async with AsyncExitStack() as place:
+            with ExitStack() as place:
                 try:
                     reply = await self._call_once(scope, probe, place)
                 except CallError as failed:
                     _log.info("llm.probe_failed", error=str(failed))
                     if failed.perhaps_paid:
-                        await self._record_unread(scope, probe, failed)
+                        await self._record_unread(scope, probe, failed, place)
                     return
-                await self._record(key, scope, probe, reply, usable=True)
+                await self._record(key, scope, probe, reply, place, usable=True)
 
-    async def _record_unread(self, scope: Scope, request: Request, error: CallError) -> None:
+    async def _record_unread(
+        self, scope: Scope, request: Request, error: CallError, place: ExitStack
+    ) -> None:
         """Leave a receipt, under no key that is ever asked, of what may have been paid for."""
         await self._record(
-            f"unread {uuid4()}", scope, request, _unusable(request, error), usable=False
+            f"unread {uuid4()}", scope, request, _unusable(request, error), place, usable=False
         )
 
     async def _record(
-        self, key: str, scope: Scope, request: Request, reply: Reply, *, usable: bool
-    ) -> None:
+        self, key: str, scope: Scope, request: Request, reply: Reply, place: ExitStack,
+        *, usable: bool,
+    ) -> None:  # fmt: skip
         await self.ledger.record(
             request, reply, key=key, user_id=scope.user_id, job_id=scope.job_id,
-            provider=self.provider.name, usable=usable,
+            provider=self.provider.name, usable=usable, settled=place.pop_all().close,
         )  # fmt: skip
 
-    async def _call_once(self, scope: Scope, request: Request, answered: AsyncExitStack) -> Reply:
+    async def _call_once(self, scope: Scope, request: Request, answered: ExitStack) -> Reply:
+        """Call the provider. Whatever may be paid leaves its place in `answered`."""
+
         def check() -> None:
             self._gate.check()
             scope.holder.check()
 
         check()
         size = len(request.text) + len(request.system)
-        async with AsyncExitStack() as held:
-            place = await held.enter_async_context(
-                self.limiter.slot(scope.job_id, request.model, size, check)
-            )
+        async with self.limiter.slot(scope.job_id, request.model, size, check) as place:
             check()  # the wait for a place may have been long
             began = time.monotonic()
             try:
@@ -284,13 +286,15 @@ class Caller:
             except CallFailed as error:
                 place.failed(error)
                 error.latency_ms = round((time.monotonic() - began) * 1000)
+                if error.perhaps_paid:
+                    answered.callback(place.hand_over())
                 raise
             except UselessReply as error:
                 error.latency_ms = round((time.monotonic() - began) * 1000)
-                answered.push_async_exit(held.pop_all())
+                answered.callback(place.hand_over())
                 raise
             place.landed(reply)
-            answered.push_async_exit(held.pop_all())
+            answered.callback(place.hand_over())
         self._gate.answered(scope.holder)
         return reply
 

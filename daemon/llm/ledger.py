@@ -102,11 +102,12 @@ class Ledger:
         job_id: UUID,
         provider: str,
         usable: bool,
+        settled: Callable[[], None] = lambda: None,
     ) -> None:
         """Write one receipt. Not fenced: what was paid stays known, whoever holds the job now.
 
         Tries through short database trouble; raises Systemic when that lasts. Goes on when its
-        caller is cancelled.
+        caller is cancelled; `settled` is told once it is durable or lost.
         """
         row: dict[str, Any] = {
             # The answer to an insert may be lost with the link: sent again, it is the same receipt.
@@ -145,7 +146,7 @@ class Ledger:
             _count(request, reply, usable=usable)
             self._landed(job_id)
 
-        await self._rounds.write(row, written)
+        await self._rounds.write(row, written, settled)
 
     async def spent(self, job_id: UUID) -> Spent:
         """Sum the job's receipts."""

@@ -17,6 +17,7 @@ import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -71,13 +72,14 @@ class _Line:
 class Place:
     """A call's place under the limit, held while it is entered; told how the call went."""
 
-    __slots__ = ("_limiter", "_one", "_pace", "_sent")
+    __slots__ = ("_handed_over", "_limiter", "_one", "_pace", "_sent")
 
     def __init__(self, limiter: CallLimiter, one: _Waiting, pace: Pace) -> None:
         self._limiter = limiter
         self._one = one
         self._pace = pace
         self._sent: Sent | None = None
+        self._handed_over = False
 
     async def __aenter__(self) -> Self:
         self._sent = await self._limiter.admitted(self._one)
@@ -87,7 +89,13 @@ class Place:
         if self._sent is not None:  # nothing was heard of the call: take back what was assumed
             self._pace.failed(self._sent)
             self._sent = None
-        self._limiter.free(self._one.job)
+        if not self._handed_over:
+            self._limiter.free(self._one.job)
+
+    def hand_over(self) -> Callable[[], None]:
+        """Keep the place beyond this block; return what gives it back, to be called once."""
+        self._handed_over = True
+        return partial(self._limiter.free, self._one.job)
 
     def landed(self, reply: Reply) -> None:
         """Learn from an answer."""

@@ -73,13 +73,17 @@ class Rounds:
         self._under_way = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def write(self, row: dict[str, Any], written: Callable[[], None]) -> None:
+    async def write(
+        self, row: dict[str, Any], written: Callable[[], None], settled: Callable[[], None]
+    ) -> None:
         """Return when the receipt is durable. It goes on being written if the caller is cancelled.
 
-        Tries through short database trouble; raises Systemic when that lasts.
+        Tries through short database trouble; raises Systemic when that lasts. `settled` is told
+        when it is durable or given up.
         """
         loop = asyncio.get_running_loop()
         receipt = _Receipt(row, written, loop.create_future())
+        receipt.done.add_done_callback(lambda _done: settled())
         self._receipts.append(receipt)
         self._hurry(loop)
         # A task that is cancelled between reply and receipt would forget a payment (promise 2).
