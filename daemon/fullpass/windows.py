@@ -8,6 +8,7 @@ much for one reply is split into two, down to the messages of a single chunk.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -73,6 +74,9 @@ class Window:
         )
 
 
+_FENCE = re.compile(r"<(?=\s{0,9}/?\s{0,9}message)", re.IGNORECASE)
+
+
 def _day(message: NumberedMessage) -> str:
     return "" if message.at is None else f"{message.at:%Y-%m-%d}"
 
@@ -81,9 +85,7 @@ def shown(message: NumberedMessage, *, day: str | None) -> str:
     """Render one message; `day` None where it is that of the message before, "" where unknown."""
     date = "" if day is None else f' date="{day}"'
     # Text cannot close its own fence: the mark that would is broken by an invisible space.
-    text = message.text.replace("<message", "<\u200bmessage").replace(
-        "</message", "<\u200b/message"
-    )
+    text = _FENCE.sub("<\u200b", message.text)
     return f'<message n="{message.number}" role="{message.role}"{date}>\n{text}\n</message>'
 
 

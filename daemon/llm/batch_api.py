@@ -119,6 +119,9 @@ class BatchApi:
             meaning = self._meant(error, "\n".join(request.text for _, request in requests))
             # The server's own refusal is certain; silence, a broken reply or its inner trouble not.
             status = getattr(error, "status_code", 0)
+            if status == 403 and not isinstance(getattr(error, "body", None), dict):
+                # A firewall's page: one text of them all may be the reason; each alone tells.
+                raise BadCall(str(meaning)) from error
             if status in range(400, 500) and status != 408:
                 raise meaning from error
             raise PerhapsMade(str(meaning)) from error

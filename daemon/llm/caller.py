@@ -197,6 +197,8 @@ class Caller:
                 self._gate.answered(scope.holder)
                 raise
             except Systemic as error:
+                if error.perhaps_of_input and await self._answers_a_probe(scope, request):
+                    raise BadCall(f"this input is barred, and no other: {error}") from error
                 self.limiter.restart()
                 raise self._gate.closed_by(error) from error
             except CallFailed as error:
@@ -227,24 +229,33 @@ class Caller:
     ) -> None:
         """Where too few other calls tell whether input or server is in trouble, make some.
 
-        Each costs a few tokens, far below what is set aside for the call that fails, and leaves a
-        receipt. The first that fails says that it is the server; what follows is the gate's to say.
+        The first that fails says that it is the server; what follows is the gate's to say.
         """
         while self._gate.doubts(error, attempt, begun):
-            key = f"probe {uuid4()}"
-            probe = Request(
-                request.purpose, "probe", request.model, _PROBE, f"{_NOTHING_ASKED} ({key})",
-                request.schema, 64, min(_PROBE_SECONDS, request.timeout_seconds),
-            )  # fmt: skip
-            with ExitStack() as place:
-                try:
-                    reply = await self._call_once(scope, probe, place)
-                except CallError as failed:
-                    _log.info("llm.probe_failed", error=str(failed))
-                    if failed.perhaps_paid:
-                        await self._record_unread(scope, probe, failed, place)
-                    return
-                await self._record(key, scope, probe, reply, place, usable=True)
+            if not await self._answers_a_probe(scope, request):
+                return
+
+    async def _answers_a_probe(self, scope: Scope, request: Request) -> bool:
+        """Whether the server answers another input.
+
+        That costs a few tokens, far below what is set aside for the call that failed, and leaves a
+        receipt.
+        """
+        key = f"probe {uuid4()}"
+        probe = Request(
+            request.purpose, "probe", request.model, _PROBE, f"{_NOTHING_ASKED} ({key})",
+            request.schema, 64, min(_PROBE_SECONDS, request.timeout_seconds),
+        )  # fmt: skip
+        with ExitStack() as place:
+            try:
+                reply = await self._call_once(scope, probe, place)
+            except (CallError, Systemic) as failed:
+                _log.info("llm.probe_failed", error=str(failed))
+                if isinstance(failed, CallError) and failed.perhaps_paid:
+                    await self._record_unread(scope, probe, failed, place)
+                return False
+            await self._record(key, scope, probe, reply, place, usable=True)
+        return True
 
     async def _record_unread(
         self, scope: Scope, request: Request, error: CallError, place: ExitStack

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 _log = get_logger()
 _SYSTEMIC_PAUSE_SECONDS = 60.0
+_A_PAGE = (
+    "the server answered with a page that is no message: it is away, or ANTHROPIC_BASE_URL wrong"
+)
 _MODEL_SETTINGS = "EXTRACTION_MODEL, MEMORY_MODEL, SECTIONS_MODEL"
 _LONGEST_SAID = 200
 _MOST_SAID = 5_000
@@ -189,8 +192,10 @@ class MessagesProvider:
                 raise
             raise meant from error
         if not isinstance(message, self.sdk.types.Message):
-            # An HTML page with status 200 comes back as a plain string (FACTS section 2).
-            raise UselessReply("the server answered with a page that is no message")
+            # What is no JSON comes back as a plain string (FACTS section 2).
+            if isinstance(message, str) and message.lstrip().startswith("<"):
+                raise CallFailed(_A_PAGE)  # maintenance, a sign-in: no model spoke
+            raise UselessReply("the server's reply is no message")
         if (refusal := self._refusal_in(message, raw.http_response)) is not None:
             raise refusal
         return self.reply_of(
@@ -231,11 +236,15 @@ class MessagesProvider:
         where = f"LLM server answered {status}: {said}"
 
         def systemic(what: str) -> Systemic:
-            return Systemic(f"the {where}; check {what}", seconds=_SYSTEMIC_PAUSE_SECONDS)
+            trouble = Systemic(f"the {where}; check {what}", seconds=_SYSTEMIC_PAUSE_SECONDS)
+            trouble.perhaps_of_input = status == 403  # a firewall may bar one text and no other
+            return trouble
 
         if status == 401 or (status == 403 and "permission" not in said.lower()):
             return systemic(self.platform.key_hint)
-        if status in {402, 403} or (status in {400, 429} and _speaks_of_money(error, status)):
+        if status in {402, 403} or (
+            status in {400, 429} and _speaks_of_money(error, status, asked)
+        ):
             return systemic("the account's billing, limits and permissions")
         # What was moved, or takes no POST, is another place than a server of messages.
         elsewhere = status in {404, 405} or status < 400
@@ -305,12 +314,12 @@ def _own_words(said: str, asked: str) -> str:
     return "".join([*kept, said[done:]])
 
 
-def _speaks_of_money(error: anthropic.APIStatusError, status: int) -> bool:
+def _speaks_of_money(error: anthropic.APIStatusError, status: int, asked: str) -> bool:
     """Whether a 400 or 429 is about a spend limit: waiting a little does not lift it."""
     inner = _inner(error)
     details = inner.get("details")
     code = details.get("error_code") if isinstance(details, dict) else inner.get("error_code")
-    text = f"{code or ''} {inner.get('message', '')}".lower()
+    text = f"{code or ''} {_own_words(str(inner.get('message', '')), asked)}".lower()
     words = ["spend", "billing", "credit balance"]
     if status == 400:  # a plain rate limit, a 429, may be called a usage limit too
         words.append("usage limit")

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from daemon.database import open_pool
-from daemon.errors import CallFailed, UselessReply
+from daemon.errors import BadCall, CallFailed, Systemic, UselessReply
 from daemon.llm import batch_api, reply_size
 from daemon.llm.batch_api import PerhapsMade, batch_api_of
 from daemon.llm.caller import Caller, Scope
@@ -307,6 +307,20 @@ async def test_a_line_of_results_that_cannot_be_read_hides_none_that_follow_it(
             async for item in api.results("msgbatch_1", "claude-haiku-5-5", requests=9):
                 items.append(item.custom_id)  # noqa: PERF401 - what came before the end counts
         assert items == ["k0", "k1", "k2", "k3"]
+
+
+async def test_a_batch_that_a_firewall_bars_is_refused_and_stops_no_other_job() -> None:
+    async with endless() as (server, provider):
+        api = batch_api_of(provider)
+        assert api is not None
+        server.status, server.headers = "403 Forbidden", "content-type: text/html\r\n"
+        server.body, server.endless = b"<html>barred</html>", False
+        with pytest.raises(BadCall):
+            await api.create([("k", request())])
+        server.headers = HEADERS  # the server's own word is about the account
+        server.body = b'{"error": {"type": "permission_error", "message": "no batches"}}'
+        with pytest.raises(Systemic):
+            await api.create([("k", request())])
 
 
 async def test_a_useless_reply_after_its_person_was_erased_leaves_no_key(database_url: str) -> None:

@@ -386,7 +386,7 @@ async def test_two_windows_with_the_same_text_are_paid_once(
     assert await db.fetchval("select count(*) from fullpass.extracted_facts") == 2
 
 
-@pytest.mark.parametrize("fault", ["wrong_shape", "html", "refusal", "too_large"])
+@pytest.mark.parametrize("fault", ["wrong_shape", "refusal", "too_large"])
 async def test_a_model_that_is_never_of_use_ends_the_pass_early_and_says_why(
     db: Any, database_url: str, tmp_path: Path, fault: str
 ) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from daemon.database import Pool
+    from tests.support.anthropic_behaviour import Fault
 
 MODEL = "claude-haiku-5-5"
 SCALE = 0.005
@@ -167,6 +168,28 @@ async def test_an_outage_of_ten_minutes_is_waited_for_with_no_attempt_used(
     assert 1 <= releases <= 12  # the pauses grow
 
 
+async def test_a_page_in_the_place_of_every_reply_is_an_outage_and_costs_nothing(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    [job] = await insert_jobs(db, tmp_path, 1, conversations=12)
+    with AnthropicServer() as server:
+        server.behave(faults={"html": 1.0})
+        async with worker(
+            database_url, server.url, extraction_window_tokens=100, heartbeat_seconds=0.2,
+            max_cost_usd_per_job=1.0,
+        ):  # fmt: skip
+            await until(
+                db, "select waiting_for like '%a page that is no message%' from fullpass.passes "
+                "where job_id = $1", job,
+            )  # fmt: skip
+            assert await db.fetchval("select count(*) from fullpass.llm_calls") == 0
+            server.behave(faults=None)
+            await until(db, "select status = 'complete' from processing_jobs where id = $1", job)
+    row = await db.fetchrow("select attempts, result from processing_jobs where id = $1", job)
+    assert row["attempts"] == 1
+    assert json.loads(row["result"])["coverage"]["share"] == 1.0
+
+
 @pytest.mark.parametrize(
     "trouble",
     [{"keys": ("another-key",)}, {"faults": {"truncated_body": 1.0}}],
@@ -274,8 +297,12 @@ async def test_an_input_on_which_alone_the_server_fails_is_left_out_and_the_job_
     assert asked >= 8
 
 
+@pytest.mark.parametrize(
+    ("fault", "probed"),
+    [("server_error", range(6, 11)), ("html", range(6, 11)), ("firewall", range(2, 3))],
+)
 async def test_one_bad_input_among_few_holds_neither_its_job_nor_the_others_for_days(
-    db: Any, database_url: str, tmp_path: Path
+    db: Any, database_url: str, tmp_path: Path, fault: Fault, probed: range
 ) -> None:
     # With four other windows, and nothing else to do, nobody else's answers tell what is at fault.
     export = planted_export(conversations=5, facts_each=1, filler_words=30)
@@ -285,7 +312,7 @@ async def test_one_bad_input_among_few_holds_neither_its_job_nor_the_others_for_
         uuid.uuid4(), f"file://{path}",
     )  # fmt: skip
     with AnthropicServer(truth=export.truth) as server:
-        server.behave(fails_on=export.truth[2].sentence)
+        server.behave(fails_on=export.truth[2].sentence, fails_with=fault)
         async with worker(
             database_url, server.url, extraction_window_tokens=100, min_extraction_coverage=0.5
         ):
@@ -294,7 +321,7 @@ async def test_one_bad_input_among_few_holds_neither_its_job_nor_the_others_for_
                 "where id = $1", job,
             )  # fmt: skip
         assert not server.record.paid_again()
-        paid = len(server.record.completed())
+        paid = [call for call in server.record.completed() if call.fault != "html"]
     row = await db.fetchrow(
         "select status, attempts, result from processing_jobs where id = $1", job
     )
@@ -305,8 +332,10 @@ async def test_one_bad_input_among_few_holds_neither_its_job_nor_the_others_for_
     probes = await db.fetchval(
         "select count(*) from fullpass.llm_calls where prompt_version = 'probe'"
     )
-    assert 6 <= probes <= 10
-    assert result["cost"]["calls"] == paid
+    assert probes in probed
+    assert result["cost"]["calls"] == len(paid)
+    waits = "select count(*) from fullpass.job_events where event = 'waited'"
+    assert await db.fetchval(waits) == 0
 
 
 async def test_an_outage_shuts_everybody_out_for_longer_each_time() -> None:

@@ -33,7 +33,7 @@ SPOILT = {
     "refusal": ("refused", "the model refused to read it"),
     "empty_content": ("failed", "the reply is empty"),
     "empty_text": ("failed", "the reply is empty"),
-    "html": ("failed", "the server answered with a page that is no message"),
+    "html": ("ok", None),  # no model spoke: the same is asked again, like after any gateway's error
     "wrong_shape": ("failed", "the reply's JSON has no list 'facts'"),
     "too_large": ("failed", "LLM server answered 413: request_too_large: Request exceeds the maximum size"),
     "malformed": ("salvaged", "the reply's JSON is broken; its complete items were kept"),
@@ -57,6 +57,8 @@ async def test_each_kind_of_bad_reply_is_its_own_outcome_and_none_is_silent(
             useless = fault in SPOILT and SPOILT[fault][0] == "failed"
             for _ in range(3 if useless and fault != "too_large" else 1):
                 server.script(fault)
+            if fault == "html":
+                server.script("ok")
         await work_once(
             database_url,
             server.url,
@@ -73,14 +75,14 @@ async def test_each_kind_of_bad_reply_is_its_own_outcome_and_none_is_silent(
     )
     assert [(r["outcome"], r["detail"]) for r in rows] == [("ok", None), *SPOILT.values()]
     coverage = (await result_of(db, job))["coverage"]
-    assert coverage["outcomes"] == {"ok": 4, "salvaged": 1, "refused": 1, "failed": 5}
-    assert coverage["read"] == 5
+    assert coverage["outcomes"] == {"ok": 5, "salvaged": 1, "refused": 1, "failed": 4}
+    assert coverage["read"] == 6
     # What was paid is in the ledger, whatever it was worth: a receipt for every whole reply.
     receipts = await db.fetch("select * from fullpass.llm_calls where job_id = $1", job)
-    paid = [call for call in record.calls if call.paid]
+    paid = [call for call in record.calls if call.paid and call.fault != "html"]
     assert len(receipts) == len(paid)
-    silent = [call for call in paid if call.fault in {"html", "no_usage"}]
-    assert sum(r["input_tokens"] is None for r in receipts) == len(silent) == 4
+    silent = [call for call in paid if call.fault == "no_usage"]
+    assert sum(r["input_tokens"] is None for r in receipts) == len(silent) == 1
     told = [call for call in paid if call not in silent]
     assert sum(r["input_tokens"] or 0 for r in receipts) == sum(c.input_tokens for c in told)
     assert sum(r["output_tokens"] or 0 for r in receipts) == sum(c.output_tokens for c in told)
@@ -130,6 +132,62 @@ async def test_what_one_model_refused_is_read_by_another_when_the_job_is_retried
         )
         assert tally.completed == [job]
         assert sum(call.purpose == "extract" for call in server.record.calls) == asked + 1
+    assert await statements_of(db, user) == {p.statement for p in export.truth}
+
+
+async def test_a_model_that_read_some_of_a_job_is_not_called_useless_when_only_the_rest_is_left(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=8, facts_each=1, filler_words=30)
+    barred = [
+        conversation(50 + n, [("user", f"Of the barred, {n}. " + "And so on. " * 30)])
+        for n in range(6)
+    ]
+    export.conversations.extend(barred)
+    user = uuid.uuid4()
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(fails_on="Of the barred", fails_with="too_large")
+        tally = await work_once(database_url, server.url, extraction_window_tokens=100)
+        assert "only 8 of 14 chunks" in tally.failed[job]
+        # As that error advises. Now the six are all that is left to ask about.
+        assert await db.fetchval("select fullpass.retry($1)", job)
+        tally = await work_once(
+            database_url, server.url, extraction_window_tokens=100, min_extraction_coverage=0.5
+        )
+    assert tally.completed == [job]
+    coverage = (await result_of(db, job))["coverage"]
+    assert coverage["outcomes"] == {"ok": 8, "failed": 6}
+
+
+async def test_a_chunk_of_which_a_part_failed_is_read_whole_when_the_job_is_retried(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=1, facts_each=4)
+    user = uuid.uuid4()
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        await work_once(database_url, server.url)
+        # As a job leaves it that was stopped after the first part failed and before the second.
+        await db.execute("update fullpass.chunk_outcomes set outcome = 'failed'")
+        await db.execute("delete from fullpass.extracted_facts")
+        await db.execute(
+            """
+            insert into fullpass.windows (
+                user_id, source, content_hashes, token_count, parent_id, first_ordinal,
+                last_ordinal)
+            select w.user_id, w.source, w.content_hashes, 9, w.id, m.ordinal, m.ordinal
+            from fullpass.windows w
+            join public.conversation_chunks c on c.content_hash = w.content_hashes[1]
+            join fullpass.chunk_messages m on m.chunk_id = c.id
+            order by m.ordinal desc limit 1
+            """
+        )
+        await db.execute("update processing_jobs set status = 'failed'")
+        assert await db.fetchval("select fullpass.retry($1)", job)
+        tally = await work_once(database_url, server.url)
+    assert tally.completed == [job]
+    assert (await result_of(db, job))["coverage"]["outcomes"] == {"ok": 1}
     assert await statements_of(db, user) == {p.statement for p in export.truth}
 
 
