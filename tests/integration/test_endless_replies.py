@@ -317,7 +317,8 @@ async def test_a_batch_that_a_firewall_bars_is_refused_and_stops_no_other_job() 
         server.body, server.endless = b"<html>barred</html>", False
         with pytest.raises(BadCall):
             await api.create([("k", request())])
-        server.headers = HEADERS  # the server's own word is about the account
+        # The server's own word is about the account.
+        server.headers, server.sent_bytes = HEADERS, 0
         server.body = b'{"error": {"type": "permission_error", "message": "no batches"}}'
         with pytest.raises(Systemic):
             await api.create([("k", request())])
