@@ -411,6 +411,24 @@ async def begun(rows: BatchRows, *, user: uuid.UUID, job: uuid.UUID, keys: dict[
         return await rows.begin(connection, draft, keys)  # type: ignore[arg-type]
 
 
+async def test_a_batch_is_found_behind_one_of_others_whose_results_cannot_be_had(
+    database_url: str,
+) -> None:
+    request = Request("extract", "1", "claude-haiku-5-5", "s", "t", {}, 100, 10.0)
+    with AnthropicServer() as server:
+        server.behave(strict_schemas=False)
+        async with batches_of_a_worker(database_url, server) as batches:
+            batch = await begun(batches.rows, user=uuid.uuid4(), job=uuid.uuid4(), keys={"k1": 1})
+            ours = await batches.api.create([("k1", request)])
+            await batches.api.create([("another-apps", request)])  # the newer: looked at first
+            server.script(Scripted(fault="server_error", purpose="batch.results"))
+            assert await batches.look(batch)
+            outcome = "select batch_id, outcome from fullpass.batches where id = $1"
+            found = await batches.rows._pool.fetchrow(outcome, batch.id)
+            assert found is not None
+            assert tuple(found) == (ours.id, "collected")
+
+
 async def test_the_same_question_never_waits_in_two_batches(database_url: str) -> None:
     pool = await open_pool(database_url)
     try:
