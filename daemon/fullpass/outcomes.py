@@ -54,9 +54,11 @@ async def read_window(work: Pass, window_id: int, share: float) -> int:
     outcome = "ok"
     tokens: tuple[int, int] | None = None
     try:
-        answer = await work.caller.ask(work.scope, request, read_reply)
+        answer = await work.caller.asked(work.scope, window.landed_as, request, read_reply)
+        if answer is None:
+            answer = await work.caller.ask(work.scope, request, read_reply)
+            tokens = _tokens(request, answer.reply)
         items, stop_reason = answer.value, answer.reply.stop_reason
-        tokens = _tokens(request, answer.reply)
         if stop_reason == "refusal":
             whole, outcome, trouble = False, "refused", "the model refused to read it"
         elif answer.reply.cut_short and items.items:

@@ -61,6 +61,8 @@ class Window:
     messages: tuple[WindowMessage, ...]
     missing: bool
     """Whether a chunk of it is gone: it must not be read any more."""
+    landed_as: str | None = None
+    """The content key of the reply that a batch brought for it, whatever would be asked today."""
 
     def text(self) -> str:
         """Render the messages as the prompt shows them: labelled, fenced, data only.
@@ -241,8 +243,14 @@ async def planned(work: Pass, *, after: int, limit: int) -> list[int]:
 async def load(work: Pass, window_id: int) -> Window:
     """Load one window with the messages it shows, numbered from 1 in reading order."""
     row = await work.fetchrow(
-        "select content_hashes, token_count, first_ordinal, last_ordinal "
-        "from fullpass.windows where id = $1",
+        """
+        select content_hashes, token_count, first_ordinal, last_ordinal,
+               case when lane = 'landed' then (
+                   select i.call_key from fullpass.batch_items i
+                   where i.window_id = w.id and i.state = 'succeeded'
+                   order by i.batch desc limit 1) end as landed_as
+        from fullpass.windows w where id = $1
+        """,
         window_id,
     )
     if row is None:  # its person was erased meanwhile
@@ -289,6 +297,7 @@ async def load(work: Pass, window_id: int) -> Window:
         token_count=row["token_count"],
         messages=tuple(messages),
         missing={m.content_hash for m in messages} != set(hashes),
+        landed_as=row["landed_as"],
     )
 
 

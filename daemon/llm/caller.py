@@ -131,6 +131,25 @@ class Caller:
                 _log.warning("llm.useless", purpose=request.purpose, ask=ask, error=str(error))
         raise useless or UselessReply("no usable reply")
 
+    async def asked(
+        self, scope: Scope, key: str | None, request: Request, read: Callable[[Reply], T]
+    ) -> Answer[T] | None:
+        """Return a reply that was paid under another key than the request has by now.
+
+        A batch is out for a day, in which a release may word the question anew or a setting name
+        another model: what it brings is not paid a second time. None where there is no use in it.
+        """
+        if key is None or key == request.content_key(str(scope.user_id)):
+            return None
+        scope.holder.check()
+        receipt = await self.ledger.find(key, job_id=scope.job_id)
+        if receipt is None or receipt.reply is None:
+            return None
+        try:
+            return Answer(read(receipt.reply), receipt.reply)
+        except UselessReply:
+            return None
+
     async def _ask_once(
         self, scope: Scope, request: Request, read: Callable[[Reply], T]
     ) -> Answer[T]:
