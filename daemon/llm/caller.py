@@ -227,10 +227,11 @@ class Caller:
                 failed += error.retry_after_seconds is None
                 if failed == request.tries:
                     raise Wait(f"the LLM server does not answer: {error}", seconds=1.0) from error
+                probes = 0
                 if not request.tries:
-                    await self._probe(scope, request, error, attempt, begun)
+                    probes = await self._probe(scope, request, error, attempt, begun)
                 try:
-                    pause = self._gate.pause_after(error, attempt, scope.holder, begun)
+                    pause = self._gate.pause_after(error, attempt, scope.holder, begun, probes)
                 finally:
                     if self._gate.shut:
                         self.limiter.restart()
@@ -245,14 +246,18 @@ class Caller:
 
     async def _probe(
         self, scope: Scope, request: Request, error: CallFailed, attempt: int, begun: Begun
-    ) -> None:
-        """Where too few other calls tell whether input or server is in trouble, make some.
+    ) -> int:
+        """Where other calls do not tell whether input or server is in trouble, make some.
 
-        The first that fails says that it is the server; what follows is the gate's to say.
+        Returns how many were answered in a row. The first that fails says that it is the server;
+        what follows is the gate's to say.
         """
-        while self._gate.doubts(error, attempt, begun):
+        answered = 0
+        while self._gate.doubts(error, attempt, begun, answered):
             if not await self._answers_a_probe(scope, request):
-                return
+                return 0
+            answered += 1
+        return answered
 
     async def _answers_a_probe(self, scope: Scope, request: Request) -> bool:
         """Whether the server answers another input.

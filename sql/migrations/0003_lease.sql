@@ -874,7 +874,7 @@ begin
     if v_waits and (v_pass.advanced_at > v_pass.waiting_since
                     or exists (select from fullpass.llm_calls c
                                where c.job_id = p_job and c.created_at > v_pass.waiting_since
-                                 and c.usable)) then
+                                 and c.usable and c.prompt_version <> 'probe')) then
         v_pass.waiting_since := null;  -- it did not only wait
     end if;
     if v_waits and v_pass.waiting_since
