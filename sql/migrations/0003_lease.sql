@@ -887,7 +887,7 @@ begin
     if v_waits and (v_pass.advanced_at > v_pass.waiting_since
                     or exists (select from fullpass.llm_calls c
                                where c.job_id = p_job and c.created_at > v_pass.waiting_since
-                                 and c.usable)) then
+                                 and c.usable and c.prompt_version <> 'probe')) then
         v_pass.waiting_since := null;  -- it did not only wait
     end if;
     if v_waits and v_pass.waiting_since
@@ -1007,6 +1007,12 @@ begin
     -- What failed gets a new chance: useless receipts are not consulted, failed chunks are unread,
     -- and so is what a model refused to any job of theirs: another model may be asked now.
     update fullpass.llm_calls set call_key = null where job_id = p_job_id and not usable;
+    -- A part of such a chunk that still waits is not all of it: the chunk is planned anew, whole.
+    update fullpass.windows w set state = 'dropped'
+    where w.user_id = v.user_id and w.state = 'planned' and w.first_ordinal is not null
+      and exists (select from fullpass.chunk_outcomes o
+                  where o.user_id = w.user_id and o.content_hash = w.content_hashes[1]
+                    and (o.outcome = 'refused' or o.outcome = 'failed' and o.job_id = p_job_id));
     delete from fullpass.chunk_outcomes
     where user_id = v.user_id
       and (outcome = 'refused' or outcome = 'failed' and job_id = p_job_id);
