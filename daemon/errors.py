@@ -77,6 +77,9 @@ class Wait(FullpassError):
 class Systemic(Wait):
     """Every job would meet this (bad key, unknown model, spend limit, outage): pause the worker."""
 
+    perhaps_of_input = False
+    """Whether it may be the input alone that is barred: another call tells."""
+
 
 class OutOfReach(Systemic):
     """The database is in trouble or away: go on as soon as it answers."""

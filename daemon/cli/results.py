@@ -96,7 +96,8 @@ async def _earlier(connection: Connection, job: dict[str, Any]) -> dict[str, Any
     row = await connection.fetchrow(
         """
         select (select count(*) from fullpass.conversations
-                where user_id = $1 and source = $2 and last_job <> $3) as conversations,
+                where user_id = $1 and source = $2 and last_job <> $3
+                  and chunk_count > 0) as conversations,
                (select count(*) from fullpass.facts
                 where user_id = $1 and source <> $2 and superseded_by is null) as facts,
                (select array_agg(distinct source order by source) from fullpass.facts

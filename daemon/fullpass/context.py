@@ -80,9 +80,10 @@ class Pass:
     """What this database calls the tier that extraction reads."""
     source: str = ""
     step: Step = "download_conversations"
-    windows_read: int = 0
-    """Extraction windows of this attempt that a model could read."""
+    a_window_was_read: bool = False
+    """Whether the model could read any window of this job yet."""
     windows_unread: int = 0
+    """Before that."""
     batches: Batches | None = None
     """The provider's message batches; None where it has none."""
     early: bool = False

@@ -60,6 +60,7 @@ async def extract(work: Pass) -> Coverage | None:
         await report_progress(work, connection)
     total = await windows.plan(work)
     await _expect(work, total)
+    work.a_window_was_read = await _read_before(work)
     async with work.lease.fenced() as connection:
         await report_progress(work, connection)
     if total and not await batch.read_all(work, lambda: _work_all(work, total)):
@@ -82,6 +83,22 @@ async def extract(work: Pass) -> Coverage | None:
             "little: mend that, then retry the job"
         )
     return coverage
+
+
+async def _read_before(work: Pass) -> bool:
+    """Whether this model read a window in an earlier attempt at this job: then it can be used."""
+    read: bool = await work.fetchval(
+        """
+        select exists (
+            select from fullpass.windows w
+            join fullpass.chunk_outcomes o
+                on o.user_id = w.user_id and o.content_hash = w.content_hashes[1]
+            where w.user_id = $1 and w.source = $2 and w.state = 'done' and w.model = $3
+              and o.job_id = $4 and o.outcome in ('ok', 'empty', 'salvaged', 'split'))
+        """,
+        work.job.user_id, work.source, work.settings.extraction_model, work.job.id,
+    )  # fmt: skip
+    return read
 
 
 async def _expect(work: Pass, total: int) -> None:

@@ -54,9 +54,11 @@ async def read_window(work: Pass, window_id: int, share: float) -> int:
     outcome = "ok"
     tokens: tuple[int, int] | None = None
     try:
-        answer = await work.caller.ask(work.scope, request, read_reply)
+        answer = await work.caller.asked(work.scope, window.landed_as, request, read_reply)
+        if answer is None:
+            answer = await work.caller.ask(work.scope, request, read_reply)
+            tokens = _tokens(request, answer.reply)
         items, stop_reason = answer.value, answer.reply.stop_reason
-        tokens = _tokens(request, answer.reply)
         if stop_reason == "refusal":
             whole, outcome, trouble = False, "refused", "the model refused to read it"
         elif answer.reply.cut_short and items.items:
@@ -74,7 +76,7 @@ async def read_window(work: Pass, window_id: int, share: float) -> int:
     if outcome in {"failed", "refused"} or not (whole or items.items):
         parts = _worth_another_try(work, window, parts, trouble)
     else:
-        work.windows_read += 1
+        work.a_window_was_read = True
         if trouble == _BROKEN and len(window.content_hashes) == 1:
             parts = []  # broken, not too long: a part of the chunk would fare no better
     shown = [m.shown for m in window.messages]
@@ -102,7 +104,7 @@ def _worth_another_try(
     Splitting finds the one chunk that a model stumbles over; it makes no sense while nothing at all
     could be read: then each piece would be paid to no use, and after a few windows the pass ends.
     """
-    if not work.windows_read:
+    if not work.a_window_was_read:
         work.windows_unread += 1
         if work.windows_unread >= _UNREAD_TO_GIVE_UP:
             raise GiveUp(
@@ -111,7 +113,7 @@ def _worth_another_try(
             )
     if trouble == _NOTHING_BEFORE_THE_CUT:
         return parts  # too long, which half of it may not be
-    return parts if work.windows_read and len(window.content_hashes) > 1 else []
+    return parts if work.a_window_was_read and len(window.content_hashes) > 1 else []
 
 
 def request_for(work: Pass, window: Window) -> Request:

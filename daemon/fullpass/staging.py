@@ -92,7 +92,7 @@ class Staging:
             await self._forget(connection, [p for p in changed if not p.chunk_count])
             if fresh := [p for p in changed if p.chunk_count]:
                 await self._save_rows(connection, fresh)
-            await self._remember(connection, fresh)
+            await self._remember(connection, changed)
             await self._met(connection, batch.parts)
             await _report(work, connection, batch, advanced=bool(fresh))
 
@@ -121,14 +121,16 @@ class Staging:
     async def _forget(self, connection: Connection, parts: list[Part]) -> None:
         """Let go of what the person asked not to be remembered, whatever else the export lacks.
 
-        Also of rows of the system before, which name no source.
+        Also of rows of the system before, which name no source. That it was asked for stays known:
+        an older export, uploaded again, does not bring it back.
         """
-        for table in ("public.conversation_chunks", "fullpass.conversations") if parts else ():
-            await connection.execute(
-                f"delete from {table} where user_id = $1 and (source = $2 or source is null) "
-                "and conversation_id = any ($3)",
-                self._work.job.user_id, self._work.source, [p.conversation_id for p in parts],
-            )  # fmt: skip
+        if not parts:
+            return
+        await connection.execute(
+            "delete from public.conversation_chunks where user_id = $1 "
+            "and (source = $2 or source is null) and conversation_id = any ($3)",
+            self._work.job.user_id, self._work.source, [p.conversation_id for p in parts],
+        )  # fmt: skip
 
     async def _stage(self, connection: Connection, parts: list[Part]) -> None:
         """Copy rows and find out which of them are stored already."""
@@ -195,7 +197,7 @@ class Staging:
             row["conversation_id"]: row
             for row in await connection.fetch(
                 """
-                select k.conversation_id, k.content_hash, k.updated_at,
+                select k.conversation_id, k.content_hash, k.updated_at, k.chunk_count,
                        k.chunk_count = (
                            select count(*) from public.conversation_chunks c
                            where c.user_id = k.user_id and c.conversation_id = k.conversation_id
@@ -216,7 +218,11 @@ class Staging:
                 if row["content_hash"] == part.content_hash:
                     continue
                 stored = row["updated_at"]
-                if part.updated_at is not None and stored is not None and stored > part.updated_at:
+                dated = part.updated_at is not None and stored is not None
+                if dated and stored > part.updated_at:
+                    continue
+                # What was to be forgotten stays so until the person goes on with it.
+                if not row["chunk_count"] and not (dated and stored < part.updated_at):
                     continue
             fresh.append(part)
         return fresh

@@ -8,6 +8,7 @@ much for one reply is split into two, down to the messages of a single chunk.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -60,6 +61,8 @@ class Window:
     messages: tuple[WindowMessage, ...]
     missing: bool
     """Whether a chunk of it is gone: it must not be read any more."""
+    landed_as: str | None = None
+    """The content key of the reply that a batch brought for it, whatever would be asked today."""
 
     def text(self) -> str:
         """Render the messages as the prompt shows them: labelled, fenced, data only.
@@ -73,6 +76,9 @@ class Window:
         )
 
 
+_FENCE = re.compile(r"<(?=\s{0,9}/?\s{0,9}message)", re.IGNORECASE)
+
+
 def _day(message: NumberedMessage) -> str:
     return "" if message.at is None else f"{message.at:%Y-%m-%d}"
 
@@ -81,9 +87,7 @@ def shown(message: NumberedMessage, *, day: str | None) -> str:
     """Render one message; `day` None where it is that of the message before, "" where unknown."""
     date = "" if day is None else f' date="{day}"'
     # Text cannot close its own fence: the mark that would is broken by an invisible space.
-    text = message.text.replace("<message", "<\u200bmessage").replace(
-        "</message", "<\u200b/message"
-    )
+    text = _FENCE.sub("<\u200b", message.text)
     return f'<message n="{message.number}" role="{message.role}"{date}>\n{text}\n</message>'
 
 
@@ -239,8 +243,14 @@ async def planned(work: Pass, *, after: int, limit: int) -> list[int]:
 async def load(work: Pass, window_id: int) -> Window:
     """Load one window with the messages it shows, numbered from 1 in reading order."""
     row = await work.fetchrow(
-        "select content_hashes, token_count, first_ordinal, last_ordinal "
-        "from fullpass.windows where id = $1",
+        """
+        select content_hashes, token_count, first_ordinal, last_ordinal,
+               case when lane = 'landed' then (
+                   select i.call_key from fullpass.batch_items i
+                   where i.window_id = w.id and i.state = 'succeeded'
+                   order by i.batch desc limit 1) end as landed_as
+        from fullpass.windows w where id = $1
+        """,
         window_id,
     )
     if row is None:  # its person was erased meanwhile
@@ -287,6 +297,7 @@ async def load(work: Pass, window_id: int) -> Window:
         token_count=row["token_count"],
         messages=tuple(messages),
         missing={m.content_hash for m in messages} != set(hashes),
+        landed_as=row["landed_as"],
     )
 
 

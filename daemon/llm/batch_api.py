@@ -7,14 +7,17 @@ what follows from a look is `batches.py`. Checked against anthropic 2.12 on 2026
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from daemon.errors import BadCall, CallError, CallFailed
 from daemon.llm.messages_api import MessagesProvider
+from daemon.llm.rate_limits import server_time
 from daemon.llm.request import Reply
 from daemon.llm.wire import holdable
+from daemon.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Sequence
@@ -26,11 +29,12 @@ if TYPE_CHECKING:
     from daemon.llm.providers import Provider
     from daemon.llm.request import Request, Usage
 
+_log = get_logger()
 ItemState = Literal["succeeded", "errored", "canceled", "expired"]
 
 _TIMEOUT_SECONDS = 120.0
 """For making a batch (megabytes of body) and for each silence in a stream of results."""
-_MOST_LISTED = 1_000
+_MOST_LISTED = 10_000
 _LINES_A_REQUEST = 2
 """Servers may tell a result twice; a stream of many more lines than that need have no end."""
 _OF_OURS = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -75,6 +79,7 @@ class BatchApi:
         self._provider = provider
         self._sdk = provider.sdk
         self._batches: Any = provider.batches
+        self._result_type: Any = self._sdk.types.messages.MessageBatchIndividualResponse
 
     def takes(self, model: str) -> bool:
         """Whether a model can be asked by batch, as far as is known."""
@@ -114,6 +119,9 @@ class BatchApi:
             meaning = self._meant(error, "\n".join(request.text for _, request in requests))
             # The server's own refusal is certain; silence, a broken reply or its inner trouble not.
             status = getattr(error, "status_code", 0)
+            if status == 403 and not isinstance(getattr(error, "body", None), dict):
+                # A firewall's page: one text of them all may be the reason; each alone tells.
+                raise BadCall(str(meaning)) from error
             if status in range(400, 500) and status != 408:
                 raise meaning from error
             raise PerhapsMade(str(meaning)) from error
@@ -139,19 +147,36 @@ class BatchApi:
             raise CallFailed("the server answered with something that is no batch")
         return remote
 
-    async def recent(self, since: datetime) -> AsyncGenerator[Remote, None]:
-        """Yield the account's batches made since then, newest first."""
+    async def recent(self, since: datetime, *, now: datetime) -> AsyncGenerator[Remote, None]:
+        """Yield the account's batches made since then, newest first.
+
+        `now` is by the clock that `since` is told by: where the server tells its own, that is
+        allowed for. Raises CallFailed where not all can be told: none may pass for never made.
+        """
         listed = 0
         try:
-            async for found in self._batches.list(limit=100, timeout=_TIMEOUT_SECONDS):
-                listed += 1
-                remote = self._remote(found)
-                if remote is None or remote.created_at < since or listed > _MOST_LISTED:
+            raw = await _answer(
+                self._batches.with_raw_response.list(limit=100, timeout=_TIMEOUT_SECONDS)
+            )
+            page = await _answer(raw.parse())
+            since += server_time(raw.headers, now) - now
+            while True:
+                for found in page.data:
+                    listed += 1
+                    remote = self._remote(found)
+                    if remote is None:
+                        raise CallFailed("the server's list of batches cannot be read")
+                    if remote.created_at < since:
+                        return
+                    if listed > _MOST_LISTED:
+                        raise CallFailed(f"the server lists more than {_MOST_LISTED:,} batches")
+                    yield remote
+                if not page.has_next_page():
                     return
-                yield remote
+                page = await _answer(page.get_next_page())
         except self._sdk.APIError as error:
             raise self._meant(error) from error
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, TypeError, OverflowError, TimeoutError) as error:
             raise CallFailed("the server's list of batches cannot be read") from error
 
     async def cancel(self, batch_id: str) -> None:
@@ -170,22 +195,33 @@ class BatchApi:
     ) -> AsyncGenerator[Item, None]:
         """Yield an ended batch's results one by one, in whatever order they come.
 
-        Holds one line at a time. Raises CallFailed where the stream breaks, or goes on far beyond
-        what so many requests can bring; what came before that has been yielded.
+        Holds one line at a time, and passes over one that cannot be read. Raises CallFailed where
+        the stream breaks, is mostly unreadable, or goes on far beyond what so many requests can
+        bring; what could be read has been yielded.
         """
         import httpx2  # noqa: PLC0415 - comes with the SDK, which is imported late
 
         lines: Any = None
         try:
             lines = await self._batches.results(batch_id, timeout=_TIMEOUT_SECONDS)
-            count = 0
-            async for line in lines:
+            count = spoilt = 0
+            async for line in _lines(lines.http_response):
                 count += 1
                 if count > _LINES_A_REQUEST * requests:
                     raise CallFailed("they are more than were asked for")
-                item = self._item(line, model_id)
+                told = _result_in(line)
+                if told is None:
+                    if not line.endswith(b"\n"):
+                        raise CallFailed("the last line is cut off")
+                    spoilt += 1  # what follows it was paid all the same
+                    continue
+                item = self._item(self._result_type.construct(**told), model_id)
                 if item is not None:
                     yield item
+            if spoilt:
+                _log.warning("batch.lines_unreadable", batch=batch_id, lines=spoilt, of=count)
+            if 2 * spoilt > count:
+                raise CallFailed("most lines cannot be read")
         except self._sdk.APIError as error:
             raise self._meant(error) from error
         except (
@@ -193,8 +229,8 @@ class BatchApi:
             RecursionError,
         ) as error:  # fmt: skip
             # What breaks while a body streams in comes as it is, not as the SDK's own error.
-            told = error if isinstance(error, CallError) else type(error).__name__
-            raise CallFailed(f"the results broke off ({told})") from error
+            why = error if isinstance(error, CallError) else type(error).__name__
+            raise CallFailed(f"the results broke off ({why})") from error
         finally:
             if lines is not None and hasattr(lines, "http_response"):
                 await lines.http_response.aclose()
@@ -249,10 +285,35 @@ class BatchApi:
         )
 
 
-async def _answer(call: Awaitable[object]) -> object:
+async def _answer(call: Awaitable[Any]) -> Any:
     """Wait for an answer; the SDK's own time-outs are for each read, and one may trickle."""
     async with asyncio.timeout(_TIMEOUT_SECONDS):
         return await call
+
+
+async def _lines(response: Any) -> AsyncGenerator[bytes, None]:
+    """Yield a body's lines with their ends: the SDK's own reading ends at one that is no JSON."""
+    held = bytearray()
+    async for piece in response.aiter_bytes():
+        *ends, rest = piece.split(b"\n")
+        for end in ends:
+            if line := (bytes(held) + end).strip():
+                yield line + b"\n"
+            held.clear()
+        held += rest
+    if held.strip():
+        yield bytes(held)
+
+
+def _result_in(line: bytes) -> dict[str, Any] | None:
+    """Return what a line of results holds, or None where that is nothing that can be read."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    return {"custom_id": found.get("custom_id"), "result": found.get("result")}
 
 
 def batch_api_of(provider: Provider) -> BatchApi | None:

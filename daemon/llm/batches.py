@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _log = get_logger()
 
 _SKEW = timedelta(minutes=10)
-"""How far the server's clock may differ from the database's when batches are listed."""
+"""How far apart two clocks may be when batches are listed, and what cannot be allowed for."""
 _SETTLING_LOOKS = 2
 """Pauses between looks after which a batch that is not listed was never made."""
 _STREAM_TRIES = 3
@@ -146,13 +146,15 @@ class Batches:
     async def _seek(self, batch: Batch, noted: Callable[[], None] | None) -> bool:
         """Look for a batch that has no id yet; True when it was collected, or surely never made."""
         suspects = 0
-        async with aclosing(self.api.recent(batch.created_at - _SKEW)) as recent:
+        now = batch.created_at + timedelta(seconds=batch.age_seconds)
+        async with aclosing(self.api.recent(batch.created_at - _SKEW, now=now)) as recent:
             async for remote in recent:
                 if remote.requests != batch.requests or await self.rows.known(remote.id):
                     continue
-                if not remote.ended:
+                ours = await self._is_ours(batch, remote) if remote.ended else None
+                if ours is None:
                     suspects += 1  # only results show whose it is
-                elif await self._is_ours(batch, remote):
+                elif ours:
                     await self.rows.sent(batch, remote)
                     _log.info("batch.found", batch=remote.id, requests=batch.requests)
                     await self._collect(replace(batch, batch_id=remote.id), noted)
@@ -164,10 +166,15 @@ class Batches:
         _log.info("batch.never_sent", requests=batch.requests)
         return True
 
-    async def _is_ours(self, batch: Batch, remote: Remote) -> bool:
-        async with aclosing(self._results(batch, remote.id)) as results:
-            async for item in results:
-                return await self.rows.holds(batch, item.custom_id)
+    async def _is_ours(self, batch: Batch, remote: Remote) -> bool | None:
+        """Whether an ended batch is this one; None where its results cannot be had now."""
+        try:
+            async with aclosing(self._results(batch, remote.id)) as results:
+                async for item in results:
+                    return await self.rows.holds(batch, item.custom_id)
+        except CallFailed as error:
+            _log.warning("batch.unseen", batch=remote.id, error=str(error))
+            return None
         return False
 
     def _results(self, batch: Batch, batch_id: str) -> AsyncGenerator[Item, None]:

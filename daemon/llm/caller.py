@@ -131,6 +131,25 @@ class Caller:
                 _log.warning("llm.useless", purpose=request.purpose, ask=ask, error=str(error))
         raise useless or UselessReply("no usable reply")
 
+    async def asked(
+        self, scope: Scope, key: str | None, request: Request, read: Callable[[Reply], T]
+    ) -> Answer[T] | None:
+        """Return a reply that was paid under another key than the request has by now.
+
+        A batch is out for a day, in which a release may word the question anew or a setting name
+        another model: what it brings is not paid a second time. None where there is no use in it.
+        """
+        if key is None or key == request.content_key(str(scope.user_id)):
+            return None
+        scope.holder.check()
+        receipt = await self.ledger.find(key, job_id=scope.job_id)
+        if receipt is None or receipt.reply is None:
+            return None
+        try:
+            return Answer(read(receipt.reply), receipt.reply)
+        except UselessReply:
+            return None
+
     async def _ask_once(
         self, scope: Scope, request: Request, read: Callable[[Reply], T]
     ) -> Answer[T]:
@@ -202,6 +221,8 @@ class Caller:
                 self._gate.answered(scope.holder)
                 raise
             except Systemic as error:
+                if error.perhaps_of_input and await self._answers_a_probe(scope, request):
+                    raise BadCall(f"this input is barred, and no other: {error}") from error
                 self.limiter.restart()
                 raise self._gate.closed_by(error) from error
             except CallFailed as error:
@@ -211,10 +232,11 @@ class Caller:
                 failed += error.retry_after_seconds is None
                 if failed == request.tries:
                     raise Wait(f"the LLM server does not answer: {error}", seconds=1.0) from error
+                probes = 0
                 if not request.tries:
-                    await self._probe(scope, request, error, attempt, begun)
+                    probes = await self._probe(scope, request, error, attempt, begun)
                 try:
-                    pause = self._gate.pause_after(error, attempt, scope.holder, begun)
+                    pause = self._gate.pause_after(error, attempt, scope.holder, begun, probes)
                 finally:
                     if self._gate.shut:
                         self.limiter.restart()
@@ -229,27 +251,40 @@ class Caller:
 
     async def _probe(
         self, scope: Scope, request: Request, error: CallFailed, attempt: int, begun: Begun
-    ) -> None:
-        """Where too few other calls tell whether input or server is in trouble, make some.
+    ) -> int:
+        """Where other calls do not tell whether input or server is in trouble, make some.
 
-        Each costs a few tokens, far below what is set aside for the call that fails, and leaves a
-        receipt. The first that fails says that it is the server; what follows is the gate's to say.
+        Returns how many were answered in a row. The first that fails says that it is the server;
+        what follows is the gate's to say.
         """
-        while self._gate.doubts(error, attempt, begun):
-            key = f"probe {uuid4()}"
-            probe = Request(
-                request.purpose, "probe", request.model, _PROBE, f"{_NOTHING_ASKED} ({key})",
-                request.schema, 64, min(_PROBE_SECONDS, request.timeout_seconds),
-            )  # fmt: skip
-            with ExitStack() as place:
-                try:
-                    reply = await self._call_once(scope, probe, place)
-                except CallError as failed:
-                    _log.info("llm.probe_failed", error=str(failed))
-                    if failed.perhaps_paid:
-                        await self._record_unread(scope, probe, failed, place)
-                    return
-                await self._record(key, scope, probe, reply, place, usable=True)
+        answered = 0
+        while self._gate.doubts(error, attempt, begun, answered):
+            if not await self._answers_a_probe(scope, request):
+                return 0
+            answered += 1
+        return answered
+
+    async def _answers_a_probe(self, scope: Scope, request: Request) -> bool:
+        """Whether the server answers another input.
+
+        That costs a few tokens, far below what is set aside for the call that failed, and leaves a
+        receipt.
+        """
+        key = f"probe {uuid4()}"
+        probe = Request(
+            request.purpose, "probe", request.model, _PROBE, f"{_NOTHING_ASKED} ({key})",
+            request.schema, 64, min(_PROBE_SECONDS, request.timeout_seconds),
+        )  # fmt: skip
+        with ExitStack() as place:
+            try:
+                reply = await self._call_once(scope, probe, place)
+            except (CallError, Systemic) as failed:
+                _log.info("llm.probe_failed", error=str(failed))
+                if isinstance(failed, CallError) and failed.perhaps_paid:
+                    await self._record_unread(scope, probe, failed, place)
+                return False
+            await self._record(key, scope, probe, reply, place, usable=True)
+        return True
 
     async def _record_unread(
         self, scope: Scope, request: Request, error: CallError, place: ExitStack

@@ -231,11 +231,15 @@ class MessagesProvider:
         where = f"LLM server answered {status}: {said}"
 
         def systemic(what: str) -> Systemic:
-            return Systemic(f"the {where}; check {what}", seconds=_SYSTEMIC_PAUSE_SECONDS)
+            trouble = Systemic(f"the {where}; check {what}", seconds=_SYSTEMIC_PAUSE_SECONDS)
+            trouble.perhaps_of_input = status == 403  # a firewall may bar one text and no other
+            return trouble
 
         if status == 401 or (status == 403 and "permission" not in said.lower()):
             return systemic(self.platform.key_hint)
-        if status in {402, 403} or (status in {400, 429} and _speaks_of_money(error, status)):
+        if status in {402, 403} or (
+            status in {400, 429} and _speaks_of_money(error, status, asked)
+        ):
             return systemic("the account's billing, limits and permissions")
         # What was moved, or takes no POST, is another place than a server of messages.
         elsewhere = status in {404, 405} or status < 400
@@ -305,12 +309,12 @@ def _own_words(said: str, asked: str) -> str:
     return "".join([*kept, said[done:]])
 
 
-def _speaks_of_money(error: anthropic.APIStatusError, status: int) -> bool:
+def _speaks_of_money(error: anthropic.APIStatusError, status: int, asked: str) -> bool:
     """Whether a 400 or 429 is about a spend limit: waiting a little does not lift it."""
     inner = _inner(error)
     details = inner.get("details")
     code = details.get("error_code") if isinstance(details, dict) else inner.get("error_code")
-    text = f"{code or ''} {inner.get('message', '')}".lower()
+    text = f"{code or ''} {_own_words(str(inner.get('message', '')), asked)}".lower()
     words = ["spend", "billing", "credit balance"]
     if status == 400:  # a plain rate limit, a 429, may be called a usage limit too
         words.append("usage limit")

@@ -110,8 +110,10 @@ class Gate:
                 self._alarm(error)
         return error
 
-    def pause_after(self, error: CallFailed, attempt: int, job: object, begun: Begun) -> float:
-        """Return the seconds to wait before repeating.
+    def pause_after(
+        self, error: CallFailed, attempt: int, job: object, begun: Begun, probes: int = 0
+    ) -> float:
+        """Return the seconds to wait before repeating; `probes` were answered since it failed.
 
         Raises Wait when the job is to wait, BadCall when only this very input fails.
         """
@@ -128,7 +130,11 @@ class Gate:
         spent = self._spent(attempt)
         if spent and self._answered_at < begun.at:
             raise self._outage(error)
-        if spent and not isinstance(error, Throttled) and self._alone(attempt, begun):
+        if (
+            spent
+            and not isinstance(error, Throttled)
+            and (probes >= _OTHERS_ANSWERED or self._alone(attempt, begun))
+        ):
             raise BadCall(f"the LLM server fails on this input and on no other: {error}") from error
         if spent or pause > p.longest_hold_seconds or left < 0:
             raise Wait(
@@ -141,11 +147,16 @@ class Gate:
         """Whether a call was made as often as makes sense for now."""
         return attempt >= (2 if self._outages else self._patience.tries)
 
-    def doubts(self, error: CallFailed, attempt: int, begun: Begun) -> bool:
-        """Whether a call's tries are over, and too few others tell if it is its input's fault."""
+    def doubts(self, error: CallFailed, attempt: int, begun: Begun, probes: int) -> bool:
+        """Whether a call's tries are over, and others do not tell if it is its input's fault.
+
+        Others may be such inputs too; so many probes that are all answered tell in any case: eight
+        failures and ten answers in a row are as rare whatever share of its calls a server fails.
+        """
         if isinstance(error, Throttled) or self.shut or not self._spent(attempt):
             return False
-        return self._answers - begun.answers < _OTHERS_ANSWERED
+        # This failure is not counted yet, as `pause_after` has not seen it.
+        return probes < _OTHERS_ANSWERED and not self._alone(attempt - 1, begun)
 
     def _alone(self, attempts: int, begun: Begun) -> bool:
         """Whether nearly all others were answered while every one of these attempts failed."""

@@ -83,6 +83,15 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     return None if seconds is None else max(0.0, seconds)
 
 
+def server_time(headers: Mapping[str, str], otherwise: datetime) -> datetime:
+    """Return the time by the server's own clock, or `otherwise` where it does not tell it."""
+    try:
+        told = parsedate_to_datetime(headers.get("date", ""))
+    except (ValueError, TypeError, OverflowError):
+        return otherwise
+    return otherwise if told.tzinfo is None else told
+
+
 def _seconds_until(
     told: str | None,
     date: str | None,

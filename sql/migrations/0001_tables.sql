@@ -308,7 +308,7 @@ create table if not exists fullpass.conversations (
     source text not null,
     conversation_id text not null,
     content_hash text not null,
-    chunk_count int not null,
+    chunk_count int not null,         -- 0: to be forgotten, as the person asked
     message_count int not null,
     own_characters int not null,      -- length of the person's own words: "richness" for sampling
     dated boolean not null,

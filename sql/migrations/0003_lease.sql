@@ -156,11 +156,24 @@ create or replace trigger processing_jobs_queue_stopped
     after update of status on public.processing_jobs
     for each row when (old.status = 'processing' and new.status <> 'processing')
     execute function fullpass.queue_stopped();
+-- A job that is deleted while it runs or waits leaves no profile that says for ever that one does.
+-- Nothing of that may keep the app from deleting a person.
 create or replace function fullpass.queue_deleted() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, public, pg_temp as $$
 begin
     perform fullpass.next_turn(u.user_id)
     from (select distinct user_id from gone where status = 'processing') as u;
+    begin
+        update public.user_profiles p set
+            full_pass_status = case when memory_md is null then 'pending' else 'complete' end,
+            import_stage = null
+        where full_pass_status in ('pending', 'processing')
+          and user_id in (select user_id from gone where status in ('pending', 'processing'))
+          and not exists (select from public.processing_jobs j
+                          where j.user_id = p.user_id and j.status in ('pending', 'processing'));
+    exception when others then
+        raise warning 'the profiles of deleted jobs cannot be corrected: %', sqlerrm;
+    end;
     return null;
 end
 $$;
@@ -874,7 +887,7 @@ begin
     if v_waits and (v_pass.advanced_at > v_pass.waiting_since
                     or exists (select from fullpass.llm_calls c
                                where c.job_id = p_job and c.created_at > v_pass.waiting_since
-                                 and c.usable)) then
+                                 and c.usable and c.prompt_version <> 'probe')) then
         v_pass.waiting_since := null;  -- it did not only wait
     end if;
     if v_waits and v_pass.waiting_since
@@ -994,6 +1007,12 @@ begin
     -- What failed gets a new chance: useless receipts are not consulted, failed chunks are unread,
     -- and so is what a model refused to any job of theirs: another model may be asked now.
     update fullpass.llm_calls set call_key = null where job_id = p_job_id and not usable;
+    -- A part of such a chunk that still waits is not all of it: the chunk is planned anew, whole.
+    update fullpass.windows w set state = 'dropped'
+    where w.user_id = v.user_id and w.state = 'planned' and w.first_ordinal is not null
+      and exists (select from fullpass.chunk_outcomes o
+                  where o.user_id = w.user_id and o.content_hash = w.content_hashes[1]
+                    and (o.outcome = 'refused' or o.outcome = 'failed' and o.job_id = p_job_id));
     delete from fullpass.chunk_outcomes
     where user_id = v.user_id
       and (outcome = 'refused' or outcome = 'failed' and job_id = p_job_id);

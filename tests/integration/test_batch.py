@@ -354,6 +354,25 @@ async def test_a_provider_without_batches_waits_for_none_and_says_what_is_set_as
         assert tally.completed == [job]
 
 
+async def test_another_model_named_while_a_batch_is_out_pays_nothing_again(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=6, filler_words=60)
+    with AnthropicServer(truth=export.truth) as server:
+        path = export.write(tmp_path / "c.json")
+        job, user = await waiting_job(db, database_url, server, path)
+        server.behave(batch_seconds=0.0)
+        await look_now(db, job)
+        # As is a release that words the question anew: what is out was asked in the old words.
+        other = {**BATCH, "extraction_model": "sonnet-5.5"}
+        tally = await work_once(database_url, server.url, **other)
+        assert tally.completed == [job]
+        assert await all_planted(db, user, export)
+        asked = [call.model for call in server.record.calls if call.purpose == "extract"]
+        assert asked == ["claude-haiku-5-5"] * 6
+        assert await noted(db, server)
+
+
 async def test_neither_another_mode_nor_another_job_asks_what_is_out(
     db: Any, database_url: str, tmp_path: Path
 ) -> None:
@@ -409,6 +428,24 @@ async def begun(rows: BatchRows, *, user: uuid.UUID, job: uuid.UUID, keys: dict[
     )  # fmt: skip
     async with rows._pool.acquire() as connection:
         return await rows.begin(connection, draft, keys)  # type: ignore[arg-type]
+
+
+async def test_a_batch_is_found_behind_one_of_others_whose_results_cannot_be_had(
+    database_url: str,
+) -> None:
+    request = Request("extract", "1", "claude-haiku-5-5", "s", "t", {}, 100, 10.0)
+    with AnthropicServer() as server:
+        server.behave(strict_schemas=False)
+        async with batches_of_a_worker(database_url, server) as batches:
+            batch = await begun(batches.rows, user=uuid.uuid4(), job=uuid.uuid4(), keys={"k1": 1})
+            ours = await batches.api.create([("k1", request)])
+            await batches.api.create([("another-apps", request)])  # the newer: looked at first
+            server.script(Scripted(fault="server_error", purpose="batch.results"))
+            assert await batches.look(batch)
+            outcome = "select batch_id, outcome from fullpass.batches where id = $1"
+            found = await batches.rows._pool.fetchrow(outcome, batch.id)
+            assert found is not None
+            assert tuple(found) == (ours.id, "collected")
 
 
 async def test_the_same_question_never_waits_in_two_batches(database_url: str) -> None:

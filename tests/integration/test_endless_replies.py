@@ -6,15 +6,16 @@ import asyncio
 import gzip
 import tracemalloc
 import uuid
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
 from daemon.database import open_pool
-from daemon.errors import CallFailed, UselessReply
+from daemon.errors import BadCall, CallFailed, Systemic, UselessReply
 from daemon.llm import batch_api, reply_size
 from daemon.llm.batch_api import PerhapsMade, batch_api_of
 from daemon.llm.caller import Caller, Scope
@@ -223,6 +224,104 @@ async def test_word_of_a_batch_that_trickles_is_waited_for_no_longer_than_a_sile
         ):
             with pytest.raises(raises, match="broke off"):
                 await asyncio.wait_for(asked, 10)
+
+
+LISTED = {
+    "data": [ENDED | {"id": "msgbatch_2"}, ENDED], "has_more": False,
+    "first_id": "msgbatch_2", "last_id": "msgbatch_1",
+}  # fmt: skip
+MADE = datetime(2026, 11, 22, 10, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("date", "seen"),
+    [
+        ("", 0),
+        # The server's clock is three hours behind, so what it made just now has such a time.
+        ("Sun, 22 Nov 2026 10:00:05 GMT", 2),
+        ("Sun, 22 Nov 2026 13:00:05 GMT", 0),
+        ("no date", 0),
+    ],
+)
+async def test_a_batch_is_found_however_wrong_the_servers_clock_is(date: str, seen: int) -> None:
+    async with endless() as (server, provider):
+        api = batch_api_of(provider)
+        assert api is not None
+        server.body, server.endless = msgspec.json.encode(LISTED), False
+        server.headers = HEADERS + (f"date: {date}\r\n" if date else "")
+        now = MADE + timedelta(hours=3, seconds=5)
+        since = now - timedelta(minutes=10)
+        assert len([found async for found in api.recent(since, now=now)]) == seen
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        LISTED | {"has_more": True},  # and ever the same page
+        LISTED | {"data": ["what is this"]},
+        LISTED | {"data": None},
+        ["no list of batches"],
+    ],
+)
+async def test_a_list_that_cannot_be_read_to_its_end_says_of_no_batch_that_it_was_never_made(
+    listed: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_api, "_MOST_LISTED", 20)
+    async with endless() as (server, provider):
+        api = batch_api_of(provider)
+        assert api is not None
+        server.body, server.endless = msgspec.json.encode(listed), False
+        with pytest.raises(CallFailed):
+            async for _ in api.recent(MADE - timedelta(hours=1), now=MADE):
+                pass
+
+
+async def test_a_list_of_batches_that_trickles_is_waited_for_no_longer_than_a_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch_api, "_TIMEOUT_SECONDS", 0.3)
+    async with endless() as (server, provider):
+        api = batch_api_of(provider)
+        assert api is not None
+        server.body, server.pause_seconds = b" " * 100, 0.05
+        with pytest.raises(CallFailed, match="cannot be read"):
+            async with asyncio.timeout(10):
+                async for _ in api.recent(MADE, now=MADE):
+                    pass
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "said"), [(b'{"custom_id": "sp\n', ""), (b"<html>\n" * 9, "most lines")]
+)
+async def test_a_line_of_results_that_cannot_be_read_hides_none_that_follow_it(
+    spoilt: bytes, said: str
+) -> None:
+    async with endless() as (server, provider):
+        api = batch_api_of(provider)
+        assert api is not None
+        server.batch, server.endless = msgspec.json.encode(ENDED), False
+        sound = [b'{"custom_id": "k%d", "result": {"type": "expired"}}\n' % n for n in range(4)]
+        server.body = b"".join([sound[0], spoilt, b"\r\n", *sound[1:]]).rstrip()
+        items = []
+        with pytest.raises(CallFailed, match=said) if said else nullcontext():
+            async for item in api.results("msgbatch_1", "claude-haiku-5-5", requests=9):
+                items.append(item.custom_id)  # noqa: PERF401 - what came before the end counts
+        assert items == ["k0", "k1", "k2", "k3"]
+
+
+async def test_a_batch_that_a_firewall_bars_is_refused_and_stops_no_other_job() -> None:
+    async with endless() as (server, provider):
+        api = batch_api_of(provider)
+        assert api is not None
+        server.status, server.headers = "403 Forbidden", "content-type: text/html\r\n"
+        server.body, server.endless = b"<html>barred</html>", False
+        with pytest.raises(BadCall):
+            await api.create([("k", request())])
+        # The server's own word is about the account.
+        server.headers, server.sent_bytes = HEADERS, 0
+        server.body = b'{"error": {"type": "permission_error", "message": "no batches"}}'
+        with pytest.raises(Systemic):
+            await api.create([("k", request())])
 
 
 async def test_a_useless_reply_after_its_person_was_erased_leaves_no_key(database_url: str) -> None:

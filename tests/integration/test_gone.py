@@ -39,6 +39,26 @@ async def test_what_alone_was_known_and_is_to_be_forgotten_leaves_facts_and_memo
     assert "1 marked not to be remembered" in nobody["error_message"]
 
 
+async def test_an_older_export_uploaded_again_does_not_bring_back_what_is_to_be_forgotten(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    def talk(n: int, *, forgotten: bool = False, at: float = 1_700_000_000.0) -> dict[str, Any]:
+        said = conversation(n, [("user", TEA if n else "I prefer rain.")])
+        return {**said, "is_do_not_remember": forgotten, "update_time": at}
+
+    for first in ([], [talk(0), talk(1)]):  # known before it was forgotten, or never
+        user, path = uuid.uuid4(), tmp_path / "c.json"
+        if first:
+            await passed(db, database_url, path, first, user)
+        await passed(db, database_url, path, [talk(0), talk(1, forgotten=True)], user)
+        again = await passed(db, database_url, path, [talk(0), talk(1)], user)
+        assert again["status"] == "complete"
+        assert "amber" not in await all_that_is_said(db, user)
+        # The person went on with it, and lets it be remembered now.
+        await passed(db, database_url, path, [talk(0), talk(1, at=1_700_000_009.0)], user)
+        assert "amber" in await all_that_is_said(db, user)
+
+
 async def test_rows_of_the_system_before_are_forgotten_with_their_conversation(
     db: Any, database_url: str, tmp_path: Path
 ) -> None:

@@ -112,6 +112,43 @@ async def test_a_job_deleted_while_it_runs_gives_its_user_the_next_turn(pool: Po
     assert await claim(pool) is not None
 
 
+@pytest.mark.parametrize(("memory", "shown"), [(None, "pending"), ("## Preferences", "complete")])
+async def test_a_job_deleted_while_it_runs_leaves_no_profile_that_says_so_for_ever(
+    pool: Pool, memory: str | None, shown: str
+) -> None:
+    user = uuid.uuid4()
+    await insert(pool, user, 2)
+    job = await claim(pool)
+    assert job is not None
+    status = "select full_pass_status from user_profiles where user_id = $1"
+    await pool.execute("update user_profiles set memory_md = $2 where user_id = $1", user, memory)
+    await pool.execute("delete from processing_jobs where id = $1", job.id)
+    assert await pool.fetchval(status, user) == "processing"  # the other one waits
+    await pool.execute("delete from processing_jobs where user_id = $1", user)
+    assert await pool.fetchval(status, user) == shown
+
+
+async def test_a_profile_that_cannot_be_corrected_keeps_nobody_from_deleting_a_job(
+    pool: Pool,
+) -> None:
+    user = uuid.uuid4()
+    await insert(pool, user, 2)
+    job = await claim(pool)
+    assert job is not None
+    await pool.execute(
+        """
+        create function refuse() returns trigger language plpgsql as $$
+        begin
+            raise exception 'no change today';
+        end $$;
+        create trigger refuse before update on user_profiles
+        for each row execute function refuse();
+        """
+    )
+    await pool.execute("delete from processing_jobs where user_id = $1", user)
+    assert await pool.fetchval("select count(*) from processing_jobs") == 0
+
+
 async def test_a_job_interrupted_is_resumed_before_any_that_never_ran(pool: Pool) -> None:
     users = [uuid.uuid4() for _ in range(4)]
     for user in users:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MODEL = "claude-haiku-5-5"
-TEXT = "Tea, and what effort the doctor asked of me on Monday, \n in output_config."
+TEXT = "Tea, and what effort the doctor asked of me on Monday, \n in output_config; and what I spend on billing."
 
 
 class Holder:
@@ -240,3 +240,4 @@ async def test_a_server_that_repeats_what_it_was_asked_brings_none_of_it_into_an
     calls, _, error = await asked(database_url, body, status=status)
     assert f"{status}: some_error: cannot read '…', says the server" in str(error)
     assert status != 400 or calls == 1  # nor is what the person wrote taken for a way refused
+    assert isinstance(error, {400: BadCall, 401: Systemic, 500: Wait}[status])  # nor for a reason

@@ -27,7 +27,7 @@ from daemon.worker import Worker
 from tests.support.anthropic_client import EXTRACT
 from tests.support.anthropic_server import AnthropicServer
 from tests.support.callers import Nobody, provider_at
-from tests.support.exports import planted_export
+from tests.support.exports import conversation, planted_export
 from tests.support.worker_process import QUICK
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from daemon.database import Pool
+    from tests.support.anthropic_behaviour import Fault
 
 MODEL = "claude-haiku-5-5"
 SCALE = 0.005
@@ -274,8 +275,12 @@ async def test_an_input_on_which_alone_the_server_fails_is_left_out_and_the_job_
     assert asked >= 8
 
 
+@pytest.mark.parametrize(
+    ("fault", "probed"),
+    [("server_error", range(6, 11)), ("firewall", range(2, 3))],
+)
 async def test_one_bad_input_among_few_holds_neither_its_job_nor_the_others_for_days(
-    db: Any, database_url: str, tmp_path: Path
+    db: Any, database_url: str, tmp_path: Path, fault: Fault, probed: range
 ) -> None:
     # With four other windows, and nothing else to do, nobody else's answers tell what is at fault.
     export = planted_export(conversations=5, facts_each=1, filler_words=30)
@@ -285,7 +290,7 @@ async def test_one_bad_input_among_few_holds_neither_its_job_nor_the_others_for_
         uuid.uuid4(), f"file://{path}",
     )  # fmt: skip
     with AnthropicServer(truth=export.truth) as server:
-        server.behave(fails_on=export.truth[2].sentence)
+        server.behave(fails_on=export.truth[2].sentence, fails_with=fault)
         async with worker(
             database_url, server.url, extraction_window_tokens=100, min_extraction_coverage=0.5
         ):
@@ -305,8 +310,34 @@ async def test_one_bad_input_among_few_holds_neither_its_job_nor_the_others_for_
     probes = await db.fetchval(
         "select count(*) from fullpass.llm_calls where prompt_version = 'probe'"
     )
-    assert 6 <= probes <= 10
+    assert probes in probed
     assert result["cost"]["calls"] == paid
+    waits = "select count(*) from fullpass.job_events where event = 'waited'"
+    assert await db.fetchval(waits) == 0
+
+
+async def test_several_bad_inputs_that_are_all_that_is_left_hold_their_job_no_longer_than_one(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=3, facts_each=1, filler_words=30)
+    barred = [("user", "Of the barred. " + "And so on. " * 30)]
+    export.conversations.extend(
+        conversation(50 + n, [*barred, ("user", f"No. {n}.")]) for n in range(3)
+    )
+    path = export.write(tmp_path / "c.json")
+    job = await db.fetchval(
+        "insert into processing_jobs (user_id, storage_path) values ($1, $2) returning id",
+        uuid.uuid4(), f"file://{path}",
+    )  # fmt: skip
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(fails_on="Of the barred")
+        async with worker(
+            database_url, server.url, extraction_window_tokens=100, min_extraction_coverage=0.4
+        ):
+            ended = "select status = 'complete' from processing_jobs where id = $1"
+            await until(db, ended, job)
+    outcomes = await db.fetch("select outcome from fullpass.chunk_outcomes order by 1")
+    assert [row["outcome"] for row in outcomes] == ["failed"] * 3 + ["ok"] * 3
 
 
 async def test_an_outage_shuts_everybody_out_for_longer_each_time() -> None:

@@ -192,6 +192,27 @@ async def test_what_an_erasure_leaves_of_a_job_is_no_error_of_it(pool: Pool) -> 
         )
 
 
+@pytest.mark.parametrize(("prompt", "clocks"), [("extract@1", 2), ("probe", 1)])
+async def test_a_job_that_only_probes_the_server_waits_on(
+    pool: Pool, prompt: str, clocks: int
+) -> None:
+    job_id = await inserted(pool)
+    since = "select waiting_since from fullpass.passes where job_id = $1"
+    waits = []
+    for _ in range(2):
+        await pool.execute("update processing_jobs set run_at = now() where id = $1", job_id)
+        work, endings, _ = await attempt(pool)
+        await endings.raised(work, Wait("the server does not answer"))
+        waits.append(await pool.fetchval(since, job_id))
+        await pool.execute(
+            "insert into fullpass.llm_calls (user_id, job_id, purpose, provider, model, "
+            "prompt_version, usable) values ($1, $2, 'extract', 'anthropic', 'm', $3, true)",
+            work.job.user_id, job_id, prompt,
+        )  # fmt: skip
+    assert None not in waits
+    assert len(set(waits)) == clocks
+
+
 async def test_an_ending_waits_for_no_pool_that_is_closed(database_url: str) -> None:
     pool = await open_pool(database_url, size=1)
     await inserted(pool)

@@ -133,6 +133,62 @@ async def test_what_one_model_refused_is_read_by_another_when_the_job_is_retried
     assert await statements_of(db, user) == {p.statement for p in export.truth}
 
 
+async def test_a_model_that_read_some_of_a_job_is_not_called_useless_when_only_the_rest_is_left(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=8, facts_each=1, filler_words=30)
+    barred = [
+        conversation(50 + n, [("user", f"Of the barred, {n}. " + "And so on. " * 30)])
+        for n in range(6)
+    ]
+    export.conversations.extend(barred)
+    user = uuid.uuid4()
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        server.behave(fails_on="Of the barred", fails_with="too_large")
+        tally = await work_once(database_url, server.url, extraction_window_tokens=100)
+        assert "only 8 of 14 chunks" in tally.failed[job]
+        # As that error advises. Now the six are all that is left to ask about.
+        assert await db.fetchval("select fullpass.retry($1)", job)
+        tally = await work_once(
+            database_url, server.url, extraction_window_tokens=100, min_extraction_coverage=0.5
+        )
+    assert tally.completed == [job]
+    coverage = (await result_of(db, job))["coverage"]
+    assert coverage["outcomes"] == {"ok": 8, "failed": 6}
+
+
+async def test_a_chunk_of_which_a_part_failed_is_read_whole_when_the_job_is_retried(
+    db: Any, database_url: str, tmp_path: Path
+) -> None:
+    export = planted_export(conversations=1, facts_each=4)
+    user = uuid.uuid4()
+    job = await insert_job(db, export.write(tmp_path / "c.json"), user)
+    with AnthropicServer(truth=export.truth) as server:
+        await work_once(database_url, server.url)
+        # As a job leaves it that was stopped after the first part failed and before the second.
+        await db.execute("update fullpass.chunk_outcomes set outcome = 'failed'")
+        await db.execute("delete from fullpass.extracted_facts")
+        await db.execute(
+            """
+            insert into fullpass.windows (
+                user_id, source, content_hashes, token_count, parent_id, first_ordinal,
+                last_ordinal)
+            select w.user_id, w.source, w.content_hashes, 9, w.id, m.ordinal, m.ordinal
+            from fullpass.windows w
+            join public.conversation_chunks c on c.content_hash = w.content_hashes[1]
+            join fullpass.chunk_messages m on m.chunk_id = c.id
+            order by m.ordinal desc limit 1
+            """
+        )
+        await db.execute("update processing_jobs set status = 'failed'")
+        assert await db.fetchval("select fullpass.retry($1)", job)
+        tally = await work_once(database_url, server.url)
+    assert tally.completed == [job]
+    assert (await result_of(db, job))["coverage"]["outcomes"] == {"ok": 1}
+    assert await statements_of(db, user) == {p.statement for p in export.truth}
+
+
 async def test_thinking_that_leaves_no_room_for_an_answer_ends_the_pass_and_never_looks_read(
     db: Any, database_url: str, tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ Fault = Literal[
     "tier_spend_cap",
     "unauthorized",
     "forbidden",
+    "firewall",
     "no_such_model",
     "too_large",
     # broken on the wire
@@ -89,7 +90,8 @@ class Behaviour:
     """Probability of each fault, of calls with one of `fault_purposes`."""
     fault_purposes: tuple[str, ...] = ()
     fails_on: str = ""
-    """Answer 500 to every prompt that holds this text."""
+    """Answer every prompt that holds this text with `fails_with`."""
+    fails_with: Fault = "server_error"
     retry_after_seconds: float | None = 1.0
     """None: the header is absent."""
     stall_seconds: float = 3_600.0

@@ -181,6 +181,8 @@ def failure(step: Scripted, how: Behaviour, headers: Mapping[str, str]) -> Reply
             return Reply(reset=True)
         case "html":
             return Reply(200, HTML, {"content-type": "text/html"})
+        case "firewall":
+            return Reply(403, HTML, {"content-type": "text/html"})
         case "bad_gateway":
             return Reply(502, HTML, {"content-type": "text/html"})
         case fault if fault in ERRORS:

@@ -396,7 +396,7 @@ class AnthropicServer(LoopbackServer):
             return reply, update(call, fault="rate_limit_enforced")
         step = self._next_step(call.purpose) or Scripted(fault=how.fault(dice, call.purpose))
         if how.fails_on and how.fails_on in user_text(body):
-            step = Scripted(fault="server_error")
+            step = Scripted(fault=how.fails_with)
         call = update(call, fault=step.fault)
         # The latency of a model that begins to answer, and the fault of one that stalls.
         await asyncio.sleep(
