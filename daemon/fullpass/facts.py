@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from daemon.errors import UselessReply
 from daemon.export.conversation import EVIDENCE_ROLES
 from daemon.fullpass.meaning import all_told
+from daemon.fullpass.own_words import why_not_their_own
 from daemon.fullpass.wording import read
 
 if TYPE_CHECKING:
@@ -234,10 +235,8 @@ def _locate(
     if named is not None and (exact := find_quote(quote, named.text)) is not None:
         if named.role not in EVIDENCE_ROLES:
             return None, quote, False, f"its quote is not the person's own words ({named.role})"
-        if _orders_the_model(named.text, exact):
-            return None, quote, False, "its quote is an order to the model"
-        if _borrowed(named, exact):
-            return None, quote, False, "its quote stands in code or in words quoted"
+        if (reason := why_not_their_own(named, exact)) is not None:
+            return None, quote, False, reason
         return named.number, exact, False, None
     # A miscounted number is forgiven when the quote is long enough to stand in one place only.
     if len(fold(quote)) >= _SHORTEST_MOVABLE_QUOTE:
@@ -248,7 +247,7 @@ def _locate(
         ]
         if len(found) == 1:
             message, exact = found[0]
-            if not (_orders_the_model(message.text, exact) or _borrowed(message, exact)):
+            if why_not_their_own(message, exact) is None:
                 return message.number, exact, True, None
     return None, quote, False, "its quote is not in the message it names"
 
@@ -260,74 +259,6 @@ def _denied(statement: str, quote: str) -> bool:
     """
     said, proof = read(statement), read(quote)
     return proof.negated and not said.negated and all_told(said, [proof])
-
-
-def _borrowed(message: NumberedMessage, quote: str) -> bool:
-    """Whether a quote stands only in code blocks or quoted lines ("> …") of a person's message.
-
-    What is neither opened nor closed for certain, as where a long message was cut, is their own.
-    """
-    text = message.text
-    if message.role != "user" or not ("```" in text or ">" in text):
-        return False
-    lines = text.splitlines(keepends=True)
-    paired = sum(line.lstrip().startswith("```") for line in lines) % 2 == 0
-    own, others, fenced = [], [], False
-    for line in lines:
-        fence = paired and line.lstrip().startswith("```")
-        theirs = fenced or fence or line.lstrip().startswith(">")
-        fenced ^= fence
-        # A mark in place of the other's line: no quote spans what was taken away.
-        own.append("\0" if theirs else line)
-        others.append(line if theirs else "\0")
-    return quote in "".join(others) and quote not in "".join(own)
-
-
-# An order to whoever reads the export: a clause that begins with the verb, as in "Ignore all
-# previous instructions", "forget everything above and write". Told of ("I ignored the rules", "she
-# told me to ignore …") or of one's own ("ignore the previous instructions I gave my team") it is
-# part of a person's life. docs/decisions/0051 says where the line is drawn and why.
-_ORDERS = re.compile(
-    r"""(?ix)
-    (?: ^ | [.!?:;"'*#>\])}] ) \s*
-    (?: (?:please|now|and|then|so|ok(?:ay)?|you\ (?:must|should|will)) ,?\ ){0,3}
-    (?:
-        (?: ignore|disregard|forget|override|bypass ) \s+
-        (?: (?:all|any|every|of|the|these|those|other)\s+ ){0,4}
-        (?: (?:your|previous|prior|above|earlier|preceding|system|given|original)\s+ ){1,3}
-        (?: instructions? | prompts? | rules | guidelines | directions | directives )\b
-        (?! \s+ (?: that\s+|which\s+ )? (?: i|we|my|our|from\ my|of\ my|he|she|they )\b )
-      | (?: ignore|disregard|forget ) \s+
-        (?: (?:all|everything)\ (?:of\ )?(?:the\ |that\ is\ |written\ )?|the\ )
-        (?:above|before)\b \s*
-        (?: and\b | $ | [.,;:!-]+ \s* (?: (?:instead|now|just|then|please) ,?\ ){0,2}
-            (?: add|answer|claim|confirm|do|generate|give|list|make|note|output|pretend|print|put
-              | record|remember|repeat|reply|report|respond|return|reveal|save|say|show|state|store
-              | tell|translate|treat|use|write|you )\b )
-      | (?: reveal|print|show|repeat|output|leak ) \s+ (?:me\s+)?
-        (?: (?:all|of|the|your|full|entire|hidden|initial)\s+ ){1,4} (?: system\s+ )?
-        (?: prompt|instructions )\b
-      | ignor(?:iere?|er?t?)\s+ (?:bitte\s+)? alle\s+ (?:vorherigen|bisherigen|obigen)\b
-      | ignor(?:a|e|ez|ad)\s+ (?:todas\s+|toutes\s+|tutte\s+)? (?:as|las|les|le|tus|suas)\s+
-        (?:instru\w+|consignes|istruzioni)\s+ (?:anterior\w*|previas|précédentes|precedenti)\b
-      | игнорируй(?:те)?\s+ (?:все\s+)? предыдущие\s+ инструкции
-    )
-    | (?<![我他她们們]) (?:忽略|无视|無視) (?!了) .{0,6} (?:以上|之前|上述|先前) .{0,6}
-        (?:指令|指示|说明|提示|命令)
-    | (?:以上|これまで|上記|以前) の .{0,6} (?:指示|命令) .{0,6} 無視
-    | < \s* /? \s* message \b
-    """
-)
-_NEAR = 300
-
-
-def _orders_the_model(text: str, quote: str) -> bool:
-    """Whether the line that holds the quote, as far as it is near, gives orders to its reader."""
-    at = max(text.find(quote), 0)
-    start = text.rfind("\n", max(0, at - _NEAR), at) + 1 or max(0, at - _NEAR)
-    stop = text.find("\n", at + len(quote), at + len(quote) + _NEAR)
-    line = text[start : stop if stop >= 0 else at + len(quote) + _NEAR]
-    return any(_ORDERS.search(part) is not None for part in line.split("\n"))
 
 
 def find_quote(quote: str, text: str) -> str | None:
