@@ -108,6 +108,7 @@ _LEAD: tuple[tuple[range, int], ...] = (
 
 # What two bytes tell beyond the first: scripts, Chinese characters by their radicals.
 _PREFIX: tuple[tuple[int, str, int], ...] = (
+    (0xD9, "d98b d98c d98d d98e d98f d990 d991 d992", 28),  # the vowel signs of Arabic
     (0xE0, "e0a4 e0a5", -65),  # Devanagari
     (0xE0, "e0a6 e0a7 e0ae e0af e0b6 e0b7 e0b8 e0b9", -34),  # Bengali, Tamil, Sinhala, Thai
     (0xE1, "e180 e182 e183", -84),  # Burmese, Georgian
