@@ -10,6 +10,7 @@ person's own speech, and speech that addresses them ("I know you love tea") are 
 from __future__ import annotations
 
 import re
+from functools import cache
 
 # ruff: noqa: RUF001 - quotation marks of many shapes
 
@@ -31,10 +32,10 @@ _FIRST = (
     r"|eu|meus?|minhas?|nós|nossos?|nossas?|sou|estou|tenho|moro|odeio|trabalho|prefiro|quero"
     r"|ik|mijn|wij|onze)"
 )
-_BEGINS_WITH_I = re.compile(rf"(?i){_LEAD_IN}{_FIRST}\b")
-_I_BEFORE = re.compile(rf"(?i)\b{_FIRST}\s+\Z")
+_BEGINS_WITH_I = rf"(?i){_LEAD_IN}{_FIRST}\b"
+_I_BEFORE = rf"(?i)\b{_FIRST}\s+\Z"
 # "I think you're allergic to nuts", the doctor said: that tells of the person.
-_YOU = re.compile(
+_YOU = (
     r"(?i)\b(?:you\w*|du|dich|dir|dein\w*|ihnen|tu|te|t['’]\w+|toi|ton|vous|votre|tú|ti|usted"
     r"|você|teus?|tua|jij|jou|jouw)\b"
 )
@@ -92,17 +93,17 @@ _NO_SUBJECT = (
     r"|(?:(?:me|nos)\s)?(?:escreveu|perguntou|falou)|(?:me|nos)\sdisse|disse-(?:me|nos))"
 )
 _BEFORE = rf"(?:{_OTHER}{_MEANWHILE}{_OBJECT_FIRST}\s{_SAID}|{_NO_SUBJECT}){_TO_WHOM}"
-_SAID_THEN_MARK = re.compile(rf"{_BEFORE}\s?[:,.]?\s*\Z")
-_SAID_COLON = re.compile(rf"{_BEFORE}\s?:\s*['‘‚‹]?\s*(?i:{_LEAD_IN})\Z")
+_SAID_THEN_MARK = rf"{_BEFORE}\s?[:,.]?\s*\Z"
+_SAID_COLON = rf"{_BEFORE}\s?:\s*['‘‚‹]?\s*(?i:{_LEAD_IN})\Z"
 # A comma alone: only at the head of a sentence, or "the day she asked, I said yes" would be hers.
 # In other languages it begins indirect speech ("Er sagte, ich sei müde").
-_SAID_COMMA = re.compile(
+_SAID_COMMA = (
     rf"(?:\A|[.!?;:\n]\s*|\b(?:and|but|then)\s)(?:{_PRONOUN}|{_SOMEONE}|{_NAME}){_MEANWHILE}"
     rf"\s(?i:said|told|wrote|texted|replied|answered){_TO_WHOM},\s*['‘]?\Z"
 )
-_ADVICE = re.compile(r"(?i)I\s(?:should|shouldn['’]t|ought)\b")
-_NEED = re.compile(r"(?i)I\s(?:must|need|have\sto|had\sto|can|could|may|might|am\sto|was\sto)\b")
-_AGREEING = re.compile(r"(?i)\b(?:as|like|what|wie|comme|como|zoals)\s+\Z")
+_ADVICE = r"(?i)I\s(?:should|shouldn['’]t|ought)\b"
+_NEED = r"(?i)I\s(?:must|need|have\sto|had\sto|can|could|may|might|am\sto|was\sto)\b"
+_AGREEING = r"(?i)\b(?:as|like|what|wie|comme|como|zoals)\s+\Z"
 
 _INVERTED = (
     rf"(?i:(?:a|m['’]a)-t-(?:il|elle|on)\s(?:dit|écrit|répondu)|dit-(?:il|elle)"
@@ -110,19 +111,23 @@ _INVERTED = (
 )
 _TAG_ENDS = rf"{_TO_WHOM}\s*(?=[.!?,;:)\n…–—-]|\Z|\band\b|\bund\b|\bet\b|\by\b|\be\b)"
 # Without marks "my doctor said" behind a sentence may report ("I need iron, my doctor said").
-_COMMA_SAID = re.compile(
+_COMMA_SAID = (
     rf",\s*(?:(?:{_INVERTED})|(?:{_PRONOUN}|{_NAME}){_OBJECT_FIRST}\s{_SAID_PAST}|{_NO_SUBJECT})"
     rf"{_TAG_ENDS}"
 )
-_MARK_SAID = re.compile(
+_MARK_SAID = (
     rf"\s*[,.]?\s*(?:(?:{_INVERTED})|{_OTHER}{_MEANWHILE}{_OBJECT_FIRST}\s{_SAID}|{_NO_SUBJECT})\b"
 )
 _END_OF_SENTENCE = re.compile(r"[.!?\n]")
 
 
+# Compiled when first asked for: a worker that rests carries none of them.
+_compiled = cache(re.compile)
+
+
 def another_says(text: str, quote: str) -> bool:
     """Whether a quote stands in a message only where somebody else is made to say it."""
-    if _YOU.search(quote) is not None:
+    if _compiled(_YOU).search(quote) is not None:
         return False
     at = text.find(quote)
     places = 0
@@ -136,8 +141,8 @@ def another_says(text: str, quote: str) -> bool:
 
 def _says(text: str, start: int, stop: int) -> bool:
     """Whether the piece of the text says "I" and is another's direct speech."""
-    if _BEGINS_WITH_I.match(text, start) is None:
-        before = _I_BEFORE.search(text[max(0, start - 20) : start])
+    if _compiled(_BEGINS_WITH_I).match(text, start) is None:
+        before = _compiled(_I_BEFORE).search(text[max(0, start - 20) : start])
         if before is None:
             return False
         start -= len(before[0])
@@ -155,21 +160,21 @@ def _in_marks(text: str, start: int, stop: int) -> bool:
     closed = min((at for at in closing if at >= 0), default=-1)
     if opened < 0 or closed < 0 or (text[opened] != "«" and text[opened + 1].isspace()):
         return False
-    tag = _SAID_THEN_MARK.search(text[max(0, opened - _TAG) : opened])
+    tag = _compiled(_SAID_THEN_MARK).search(text[max(0, opened - _TAG) : opened])
     if tag is not None and not _agrees(text, opened, tag):
         return True
     opens = opened == 0 or (not text[opened - 1].isalnum() and text[opened - 1] not in ".!?,")
-    return opens and _MARK_SAID.match(text[closed + 1 : closed + 1 + _TAG]) is not None
+    return opens and _compiled(_MARK_SAID).match(text[closed + 1 : closed + 1 + _TAG]) is not None
 
 
 def _after_a_colon_or_comma(text: str, start: int) -> bool:
     """Whether it follows "he told me:" in the same sentence, itself or as a further "I …"."""
     head = text[max(0, start - _TAG) : start]
-    if _ADVICE.match(text, start) is not None:
+    if _compiled(_ADVICE).match(text, start) is not None:
         return False
-    tag = _SAID_COLON.search(head)
-    if tag is None and _NEED.match(text, start) is None:
-        tag = _SAID_COMMA.search(head)
+    tag = _compiled(_SAID_COLON).search(head)
+    if tag is None and _compiled(_NEED).match(text, start) is None:
+        tag = _compiled(_SAID_COMMA).search(head)
     if tag is not None:
         return not _agrees(text, start, tag)
     # "He told me: I hate children, I live in Munich"; not "he said: never, so I moved".
@@ -177,15 +182,18 @@ def _after_a_colon_or_comma(text: str, start: int) -> bool:
     if colon < 0 or re.search(r"(?i)(?:,|,?\s(?:and|und|et|y|e|en))\s*\Z", head) is None:
         return False
     between = text[colon + 1 : start].lstrip()
-    if _BEGINS_WITH_I.match(between) is None or _END_OF_SENTENCE.search(between) is not None:
+    if (
+        _compiled(_BEGINS_WITH_I).match(between) is None
+        or _END_OF_SENTENCE.search(between) is not None
+    ):
         return False
-    tag = _SAID_COLON.search(text[max(0, colon + 1 - _TAG) : colon + 1])
+    tag = _compiled(_SAID_COLON).search(text[max(0, colon + 1 - _TAG) : colon + 1])
     return tag is not None and not _agrees(text, colon + 1, tag)
 
 
 def _before_a_tag(text: str, start: int, stop: int) -> bool:
     """Whether ", he said" ends its clause, or stands in it."""
-    for tag in _COMMA_SAID.finditer(text, start, stop + _TAG):
+    for tag in _compiled(_COMMA_SAID).finditer(text, start, stop + _TAG):
         at = tag.start()
         if _END_OF_SENTENCE.search(text, start, at) is not None:
             return False
@@ -197,4 +205,4 @@ def _before_a_tag(text: str, start: int, stop: int) -> bool:
 def _agrees(text: str, end: int, tag: re.Match[str]) -> bool:
     """Whether the tag found before `end` agrees: "as my mother said: I am stubborn"."""
     begins = max(0, end - _TAG) + tag.start()
-    return _AGREEING.search(text[max(0, begins - 12) : begins]) is not None
+    return _compiled(_AGREEING).search(text[max(0, begins - 12) : begins]) is not None

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from daemon.errors import UsageError
-from daemon.llm.offline import OfflineProvider
 from daemon.llm.pricing import Models
 
 if TYPE_CHECKING:
@@ -46,6 +45,8 @@ def provider_from(settings: Settings) -> Provider:
     """
     models = Models(settings.model_capabilities)
     if settings.llm_provider == "offline":
+        from daemon.llm.offline import OfflineProvider  # noqa: PLC0415 - its rules are half a MB
+
         return OfflineProvider()
     _require_prices(settings, models)
     # Imported here: each costs memory and time, and two need libraries that may not be there.

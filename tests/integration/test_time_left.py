@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from tests.support.anthropic_server import AnthropicServer
 
+pytestmark = pytest.mark.alone
+
 SHAPES = {
     "much_the_same_all_along": lambda: planted_export(conversations=80, facts_each=(2, 3, 4)),
     "facts_in_the_last_third_only": lambda: export_of([0, 0, 1] * 18 + [8] * 27),
