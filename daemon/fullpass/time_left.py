@@ -35,9 +35,8 @@ _AFTER: tuple[tuple[str, Purpose], ...] = (
     ("generate_memory", "memory"),
     ("regenerate_sections", "sections"),
 )
-_NEWEST = 15
-"""So many windows say what the next one will take: an allowance for the first ones is soon used up,
-and a provider is not as quick all day."""
+_NEWEST = 30
+"""So many windows say what the next one will take: a provider is not as quick all day."""
 _LEAST_SHARE = 0.02
 """Before so much of an export was read nothing can be said of the rest."""
 _OVERDUE = 0.1

@@ -47,59 +47,6 @@ def test_waits_with_a_long_tail_do_not_hide_what_a_character_takes() -> None:
     assert within >= 54
 
 
-@pytest.mark.parametrize("seconds", [0.05, 0.2, 1.0])
-def test_a_server_that_answers_any_length_in_one_time_is_recognised(seconds: float) -> None:
-    speeds, dice = Speeds(), random.Random(3)
-    for _ in range(8):
-        characters = round(max(80.0, dice.gauss(680, 200)))
-        speeds.seen(MODEL, characters, seconds * dice.uniform(1.0, 1.08), past=True)
-    assert speeds.seconds(MODEL, 20_000) == pytest.approx(seconds, rel=0.1)
-
-
-def test_slow_calls_among_a_few_alike_do_not_make_a_model_one_that_answers_any_length_at_once() -> (
-    None
-):
-    within = 0
-    for trial in range(60):
-        speeds, dice = Speeds(), random.Random(trial)
-        for _ in range(30):
-            characters = round(dice.gauss(420, 17))
-            wait = 0.1 * dice.lognormvariate(0.0, 0.3)
-            speeds.seen(MODEL, characters, wait + 0.00025 * characters, past=True)
-        within += abs(speeds.seconds(MODEL, 20_000) - 5.1) <= 0.3 * 5.1
-    assert within >= 56
-
-
-@pytest.mark.parametrize("sigma", [0.0, 0.7])
-def test_what_a_model_thinks_is_no_part_of_what_a_longer_text_takes(sigma: float) -> None:
-    speeds, dice = Speeds(), random.Random(5)
-    for _ in range(40):
-        characters = round(max(80.0, dice.gauss(680, 200)))
-        tokens = characters // 4 + round(300 * dice.lognormvariate(0.0, sigma))
-        took = 0.1 * dice.lognormvariate(0.0, 0.3) + 0.001 * tokens
-        speeds.seen(MODEL, characters, took, output_tokens=tokens, past=True)
-    assert speeds.seconds(MODEL, 20_000) == pytest.approx(5.45, rel=0.2)
-
-
-def test_scripts_with_more_tokens_for_a_character_are_counted_by_what_was_billed() -> None:
-    speeds, dice = Speeds(), random.Random(6)
-    for _ in range(40):
-        characters = round(max(40.0, dice.gauss(300, 90)))
-        took = 0.5 * dice.lognormvariate(0.0, 0.3) + 0.01 * characters
-        speeds.seen(MODEL, characters, took, output_tokens=characters, past=True)
-    assert speeds.seconds(MODEL, 6_000) == pytest.approx(60.5, rel=0.2)
-
-
-@pytest.mark.parametrize("billed", [1, 500])
-def test_a_server_that_bills_any_reply_alike_is_timed_by_its_text(billed: int) -> None:
-    speeds, dice = Speeds(), random.Random(7)
-    for _ in range(60):
-        characters = round(max(80.0, dice.gauss(680, 200)))
-        took = 0.1 * dice.lognormvariate(0.0, 0.3) + 0.00025 * characters
-        speeds.seen(MODEL, characters, took, output_tokens=billed, past=True)
-    assert speeds.seconds(MODEL, 20_000) == pytest.approx(5.1, rel=0.25)
-
-
 def test_a_provider_that_slows_down_is_believed_and_other_models_are_not_concerned() -> None:
     speeds = Speeds()
     for seconds in (2.0, 6.0):
