@@ -11,7 +11,6 @@ import asyncpg
 
 from daemon import migrations
 from daemon.database import connect, database_errors
-from daemon.embedded import EmbeddedPostgres
 from daemon.errors import NotAllowed, TryAgain, UsageError
 from daemon.logs import configure_logs, mask_secrets
 from daemon.settings import load_settings
@@ -99,6 +98,8 @@ def known_database(settings: Settings) -> Iterator[str]:
             "DATABASE_URL: not set, and there is no database of an earlier `fullpass run` "
             f"in {folder}"
         )
+    from daemon.embedded import EmbeddedPostgres
+
     with EmbeddedPostgres(folder) as server:
         asyncio.run(migrations.apply(server.url))
         yield server.url

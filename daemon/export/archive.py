@@ -60,8 +60,8 @@ class Archive:
     """An export file opened for reading; a context manager. Raises BadExport, one line, on entry.
 
     `ignored` holds kinds of members left out on purpose; `problems` what is wrong with the archive
-    itself, each `(member, reason)`. `lacks_shards` where a number is missing
-    before or between others.
+    itself, each `(member, reason)`. `lacks_shards` where a number is missing before or between
+    others.
     """
 
     def __init__(self, path: Path, name: str, limits: Limits) -> None:

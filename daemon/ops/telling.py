@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from daemon.errors import AddressGone, NeverTold, NotTold, OutOfReach
 from daemon.logs import get_logger, masked
 from daemon.ops.alerts import Alarm, AlertWebhook
-from daemon.ops.mail import Mail, Templates
 from daemon.ops.outbox import Outbox
 from daemon.ops.webhooks import NotifyWebhook
 
 if TYPE_CHECKING:
     from daemon.database import Pool
+    from daemon.ops.mail import Templates
     from daemon.ops.outbox import Channel, Message
     from daemon.settings import Settings
 
@@ -55,7 +55,7 @@ class Teller:
         self.alarm = Alarm(alert, worker_id=worker_id)
         self.alarm.wake = self.wake
         # Read here, so that templates that cannot be used end the command before any claim.
-        self._templates = None if settings.smtp_url is None else Templates(settings.email_templates)
+        self._templates = templates_of(settings)
         self._outbox: Outbox | None = None
         self._channels: dict[str, Channel] = {}
         self._live: set[str] = set()
@@ -197,8 +197,19 @@ def channels_of(settings: Settings, templates: Templates | None, pool: Pool) -> 
         secret = settings.notify_webhook_secret.get_secret_value()
         channels.append(NotifyWebhook(settings.notify_webhook, secret))
     if settings.smtp_url is not None and settings.email_from is not None and templates is not None:
+        from daemon.ops.mail import Mail  # noqa: PLC0415 - a megabyte of rules for addresses
+
         channels.append(Mail(settings.smtp_url, settings.email_from, templates, pool))
     return channels
+
+
+def templates_of(settings: Settings) -> Templates | None:
+    """Return the words of the mails, where mail is set up. Raises UsageError."""
+    if settings.smtp_url is None:
+        return None
+    from daemon.ops.mail import Templates  # noqa: PLC0415 - a megabyte of rules for addresses
+
+    return Templates(settings.email_templates)
 
 
 def _named(message: Message) -> dict[str, object]:

@@ -182,8 +182,8 @@ async def test_a_call_that_is_cancelled_twice_leaves_its_job_the_money_set_aside
         await slow.wait()
         for _ in range(2):  # its lease is lost, then the worker shuts down
             first.cancel()
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
+            for _ in range(2):  # until it has arrived: what is awaited hears of it a turn later
+                await asyncio.sleep(0)
         go_on.set()
         await asyncio.gather(first, another, return_exceptions=True)
         assert first.cancelled()
