@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 import pytest
 from rich.console import Console
 
-from daemon.cli.screen import job_screen, overview_screen
+from daemon.cli.screen import counted, job_screen, overview_screen
 from daemon.database import connect
 from daemon.ops.overview import overview
 from daemon.ops.status import job_account
@@ -269,6 +269,11 @@ async def test_the_screen_answers_the_three_questions_at_80_columns_without_colo
     assert len(plain) == len(shown.splitlines())
     job = await screen_of(database_url, width=80, colour=False, job=UUID(int=1))
     assert " left" in job
+
+
+def test_one_of_something_is_told_as_one() -> None:
+    told = [counted(1, "job"), counted(2, "job"), counted(1, "crash"), counted(0, "crash")]
+    assert told == ["1 job", "2 jobs", "1 crash", "0 crashes"]
 
 
 def test_a_quiet_queue_is_healthy_and_a_deserted_one_is_not(
