@@ -22,6 +22,8 @@ _MOST_HELD = 400
 """They are compared in 40 ms on one core."""
 _SUPPOSED = 2.0
 """What is supposed counts as much as so many pairs seen (Bayes, with a gamma distribution)."""
+_BY_CHANCE = 1.3
+"""Of many groups some show fewer facts than is their share: that makes no small groups of them."""
 _MORE = 1.15
 """So many times as many facts are worth another look."""
 
@@ -88,5 +90,5 @@ class PairsAhead:
         for mention in self._held:
             known.add(mention)
         known.unite_certain()
-        pairs = open_pairs(known, share=min(1.0, len(known) / facts))
+        pairs = open_pairs(known, share=min(1.0, len(known) / facts) ** _BY_CHANCE)
         return _Seen(len(self._held), facts, len(known), len(pairs))
