@@ -25,9 +25,16 @@ if TYPE_CHECKING:
 _CONVERSATIONS = re.compile(r"conversations(?:-(\d{1,9}))?\.json", re.IGNORECASE)
 _MEMORIES = re.compile(r"(?:.*/)?memories(?:(?:-\d{1,9})?|/[^/]+)\.json", re.IGNORECASE)
 _SINGLE = re.compile(r"(?:.*/)?conversations/[^/]+\.json", re.IGNORECASE)
-_PROJECTS = re.compile(r"(?:.*/)?projects(?:(?:-\d{1,9})?|/[^/]+)\.json", re.IGNORECASE)
-_DESIGNS = re.compile(r"(?:.*/)?design_chats(?:(?:-\d{1,9})?|/[^/]+)\.json", re.IGNORECASE)
-_READABLE = (".json", ".html", ".htm")
+_LEFT_OUT = re.compile(
+    r"(?:.*/)?(projects|design_chats|reflections)(?:(?:-\d{1,9})?|/[^/]+)\.json", re.IGNORECASE
+)
+_KINDS_LEFT_OUT = {
+    "projects": "project documents",
+    "design_chats": "design chats",
+    "reflections": "reflections",
+}
+_READABLE = (".json", ".jsonl", ".ndjson", ".html", ".htm")
+_GEMINI = re.compile(r"gemini|\bbard\b", re.IGNORECASE)
 _COMPANIONS = frozenset(
     {
         "user.json",
@@ -195,10 +202,9 @@ class Archive:
                 singles.append(entry)
             elif _MEMORIES.fullmatch(str(path)):
                 memories.append(entry)
-            elif _PROJECTS.fullmatch(str(path)):
-                self.ignored["project documents"] = self.ignored.get("project documents", 0) + 1
-            elif _DESIGNS.fullmatch(str(path)):
-                self.ignored["design chats"] = self.ignored.get("design chats", 0) + 1
+            elif found := _LEFT_OUT.fullmatch(str(path)):
+                kind = _KINDS_LEFT_OUT[found.group(1).lower()]
+                self.ignored[kind] = self.ignored.get(kind, 0) + 1
             elif path.suffix.lower() in _READABLE and path.name.lower() not in _COMPANIONS:
                 rest.append(entry)
         shards.sort(key=lambda shard: shard[:2])
@@ -215,6 +221,8 @@ class Archive:
 
         Takeout names its files in the user's language, and a tool may write one a conversation.
         """
+        # A whole Takeout holds thousands of others; in every language the product keeps its name.
+        files.sort(key=lambda entry: _GEMINI.search(entry.name) is None)
         found = False
         for number, entry in enumerate(files):
             if number >= _SNIFFED_MEMBERS and not found:

@@ -15,11 +15,12 @@ import msgspec
 
 from daemon.export.chatgpt_text import (
     any_text,
-    joined,
     memories,
     parts_text,
+    quoted_text,
     strip_citations,
     unwrapped,
+    without_notes,
 )
 from daemon.export.conversation import Conversation, Message
 from daemon.export.spool import Spool, SpooledMessages, collected
@@ -111,7 +112,7 @@ _AUTHORS: dict[str, Role | None] = {
     "tool": None,
 }
 _PLAIN = frozenset({"text", "multimodal_text"})
-_THIRD_PARTY = frozenset({"tether_quote", "sonic_webpage"})
+_THIRD_PARTY = frozenset({"tether_quote", "sonic_webpage", "app_pairing_content"})
 _KNOWN = _PLAIN | _THIRD_PARTY | _TOOL_TRAFFIC
 _CONTEXT = frozenset({"user_editable_context", "model_editable_context"})
 
@@ -169,6 +170,8 @@ def is_chatgpt(value: dict[str, Any]) -> bool:
     """Whether a decoded object looks like a conversation of this shape."""
     if "mapping" in value or "current_node" in value:
         return True
+    if "chat_messages" in value or value.get("messages"):
+        return False  # Claude's, or a shape nobody here reads: its words are not to pass for none
     return "conversation_id" in value or ("create_time" in value and "title" in value)
 
 
@@ -362,7 +365,7 @@ class ChatGPTReader:
             text = parts_text(content)
         elif kind in _THIRD_PARTY:
             speaker = "quote"
-            text = joined(content, ("title", "url", "text"))
+            text = quoted_text(content)
         else:
             text = any_text(content)
         text = strip_citations(text).strip()
@@ -383,6 +386,9 @@ class ChatGPTReader:
         if not any(texts):
             written = (clean(content.get(key)) for key in ("user_profile", "user_instructions"))
             texts = [unwrapped(text) for text in written]
+            if (own := [without_notes(text) for text in texts]) != texts:
+                self._report.ignore("notes of the app on date and place")
+                texts = own
         if not any(texts):
             texts = [parts_text(content).strip()]
         text = "\n\n".join(text for text in texts if text)

@@ -44,6 +44,7 @@ _NOT_SPOKEN = frozenset(
         "web_search_tool_result",
         "token_budget",
         "flag",
+        "injected_prompt_block",  # the app's own note of the date, within the person's message
         "image",
         "document",
     }
@@ -52,7 +53,9 @@ _NOT_SPOKEN = frozenset(
 
 def is_claude(value: dict[str, Any]) -> bool:
     """Say whether a decoded object is a conversation, memories or a project of Claude's."""
-    return "chat_messages" in value or is_memories(value) or ("uuid" in value and "name" in value)
+    if "chat_messages" in value or is_memories(value):
+        return True
+    return "uuid" in value and "name" in value and not value.get("messages")
 
 
 def is_memories(value: dict[str, Any]) -> bool:
