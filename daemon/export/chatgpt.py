@@ -271,26 +271,28 @@ class ChatGPTReader:
 
     def _path(self, export: _Export, place: str) -> list[tuple[str, _Message]]:
         """List the messages from the root to the current node, in reading order."""
-        nodes = {key: node for key, node in (export.mapping or {}).items() if node is not None}
+        # A node that is null, or gone but for its parent's naming it, still links two others.
+        nodes = export.mapping or {}
+        real = {key: node for key, node in nodes.items() if node is not None}
         parents: dict[str, str] = {}
-        for key, node in nodes.items():
+        for key, node in real.items():
             for child in list_of(node.children):
-                if isinstance(child, str) and child in nodes and child != key:
+                if isinstance(child, str) and child != key:
                     parents.setdefault(child, key)
-        for key, node in nodes.items():
-            if isinstance(node.parent, str) and node.parent in nodes:
+        for key, node in real.items():
+            if isinstance(node.parent, str) and (node.parent in nodes or node.parent in parents):
                 parents[key] = node.parent
-        if not parents:
-            return self._unlinked(nodes)
+        if parents.keys().isdisjoint(nodes):
+            return self._unlinked(real)
         current = export.current_node
         if isinstance(current, str) and current in nodes:
-            path = self._climb(current, nodes, parents, place)
+            path = self._climb(current, real, parents, place)
             if path:
                 return path
-        inner = set(parents.values())
-        leaves = [key for key in nodes if key not in inner] or list(nodes)
-        leaf = max(leaves, key=lambda key: _moment(nodes[key]))
-        return self._climb(leaf, nodes, parents, place)
+        inner = {parent for key, parent in parents.items() if key in real}
+        leaves = [key for key in real if key not in inner] or list(real)
+        leaf = max(leaves, key=lambda key: _moment(real[key]))
+        return self._climb(leaf, real, parents, place)
 
     def _climb(
         self, leaf: str, nodes: dict[str, _Node], parents: dict[str, str], place: str
@@ -303,9 +305,9 @@ class ChatGPTReader:
                 self._report.damage(place, "its messages form a loop; read once around")
                 break
             visited.add(key)
-            message = nodes[key].message
-            if message is not None:
-                path.append((key, message))
+            node = nodes.get(key)
+            if node is not None and node.message is not None:
+                path.append((key, node.message))
             key = parents.get(key)
         path.reverse()
         return path

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _ROLES: dict[str, Role] = {"human": "user", "user": "user", "assistant": "assistant"}
 _LINKS = ("uuid", "parent_message_uuid", "created_at")
+_ROOT = "00000000-0000-4000-8000-000000000000"
+"""What a first message names as its parent."""
 _MEMORIES = frozenset({"conversations_memory", "project_memories", "memory_files"})
 _NOT_SPOKEN = frozenset(
     {
@@ -169,7 +171,7 @@ class ClaudeReader:
         """List the messages of the latest branch, in reading order.
 
         Older exports name no parents, and older messages of a newer one neither: such a message
-        follows the one before it in the file.
+        follows the one before it in the file, as does one whose parent is not there.
         """
         keys = [identifier(m.get("uuid")) or f"#{index}" for index, m in enumerate(exported)]
         known = {key: index for index, key in enumerate(keys)}
@@ -178,10 +180,11 @@ class ClaudeReader:
             return exported
         parents: list[int | None] = []
         for index, parent in enumerate(named):
-            if parent:
-                parents.append(known.get(parent))
+            if parent in known:
+                parents.append(known[parent])
             else:
-                parents.append(index - 1 if index else None)
+                begins = not index or parent in {_ROOT, named[0] or _ROOT}
+                parents.append(None if begins else index - 1)
         at: int | None = known.get(current)
         if at is None:
             inner = set(parents)

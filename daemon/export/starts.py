@@ -1,6 +1,6 @@
 """What the beginning of a conversation looks like in the bytes of an export.
 
-Owns three beginnings that are known beforehand, and the one that is learnt from an object that was
+Owns four beginnings that are known beforehand, and the one that is learnt from an object that was
 read well (until there is one, suspected of a broken one): its first keys, as they are written
 there. Leaves to the scanner what a beginning means.
 """
@@ -27,6 +27,7 @@ def _with_keys(*keys: bytes) -> bytes:
 
 _KNOWN = [
     _with_keys(b'"title"', b'"create_time"'),
+    _with_keys(b'"id"', b'"title"'),
     _with_keys(b'"uuid"', b'"name"'),
     _with_keys(b'"header"', b'"title"'),
 ]

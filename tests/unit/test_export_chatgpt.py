@@ -35,6 +35,22 @@ def test_a_current_node_that_is_not_there_is_as_good_as_none(tmp_path: Path) -> 
     assert len(spoken(tmp_path, talk("c", current_node="gone"))) == 2
 
 
+@pytest.mark.parametrize("how", ["null", "gone"])
+@pytest.mark.parametrize("current", ["c-5", None])
+def test_a_node_that_is_lost_takes_no_other_with_it(
+    tmp_path: Path, how: str, current: str | None
+) -> None:
+    """The half before it was left out in silence, and would have replaced a whole one."""
+    conversation = talk("c", *(f"t{n}" for n in range(6)), current_node=current)
+    for lost, kept in (("c-2", "t0 t1 t3 t4 t5"), ("c-5", "t0 t1 t2 t3 t4")):
+        mapping = dict(conversation["mapping"])
+        mapping.pop(lost)
+        if how == "null":
+            mapping[lost] = None
+        (found,), _ = read(tmp_path, dump([{**conversation, "mapping": mapping}]))
+        assert [m.text for m in found.messages] == kept.split()
+
+
 def test_a_loop_is_read_once_around_and_told(tmp_path: Path) -> None:
     conversation = talk("c", "one", "two", "three")
     conversation["mapping"]["c-0"]["parent"] = "c-2"

@@ -100,6 +100,25 @@ def test_messages_that_name_no_parent_follow_the_one_before(tmp_path: Path) -> N
     assert [text for _, text in found] == ["1", "2", "3", "4"]
 
 
+def test_a_message_that_is_lost_takes_no_other_with_it(tmp_path: Path) -> None:
+    """All before it was left out in silence, and the half would have replaced a whole one."""
+    root = "00000000-0000-4000-8000-000000000000"
+    exported: list[Any] = [
+        message("a", "human", "old", parent_message_uuid=root),
+        message("b", "assistant", "old answer", parent_message_uuid="a"),
+        message("c", "human", "edited", parent_message_uuid=root),
+        message("d", "assistant", "answer", parent_message_uuid="c"),
+        message("e", "human", "next", parent_message_uuid="d"),
+        message("f", "assistant", "last", parent_message_uuid="e"),
+    ]
+    for nameless in (None, {**exported[4], "uuid": None, "text": "", "content": []}):
+        assert [text for _, text in texts(tmp_path, *exported[:4], nameless, exported[5])] == [
+            "edited",
+            "answer",
+            "last",
+        ]
+
+
 def test_a_loop_of_parents_ends(tmp_path: Path) -> None:
     conversation = claude("c", "1", "2")
     conversation["chat_messages"][0]["parent_message_uuid"] = "c-1"
