@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
-_CONVERSATIONS = re.compile(r"conversations(?:-(\d{1,9}))?\.json", re.IGNORECASE)
+# Also as a browser names what it downloads again: `conversations-000 (1).json`.
+_CONVERSATIONS = re.compile(
+    r"conversations(?:[-_](\d{1,9}))?(?:[ _]?\(\d{1,3}\))?\.json", re.IGNORECASE
+)
 _MEMORIES = re.compile(r"(?:.*/)?memories(?:(?:-\d{1,9})?|/[^/]+)\.json", re.IGNORECASE)
 _SINGLE = re.compile(r"(?:.*/)?conversations/[^/]+\.json", re.IGNORECASE)
 _LEFT_OUT = re.compile(
@@ -212,8 +215,11 @@ class Archive:
         yield from (entry for _, _, entry in shards)
         # One file a conversation, beside an index of them.
         yield from (entry for entry in singles if not self._is_another(entry))
+        found_by_content = self._sniffed(rest)
         if not shards and not singles:
-            yield from self._sniffed(rest)
+            yield from found_by_content
+        elif others := sum(1 for _ in found_by_content):
+            self.ignored["files of another export"] = others
         yield from memories
 
     def _sniffed(self, files: list[zipfiles.Entry]) -> Iterator[zipfiles.Entry]:
