@@ -33,6 +33,7 @@ _LOOK_SECONDS = 0.25
 _PLAIN_LINE_SECONDS = 3.0
 _COUNT_SHARE = 0.1
 """Counting may take this share of the time, no more: on a big job it is done less often."""
+_ENDED = {"complete": "Done", "failed": "Failed", "cancelled": "Cancelled"}
 
 
 @dataclass(slots=True)
@@ -50,8 +51,10 @@ class Shown:
         """What goes on, in words."""
         if self.note:
             return self.note
-        if self.progress is None or self.progress.stage is None:
+        if self.progress is None:
             return "Starting"
+        if self.progress.stage is None:
+            return _ENDED.get(self.progress.status, "Starting")
         return self.progress.stage[:1].upper() + self.progress.stage[1:]
 
     @property

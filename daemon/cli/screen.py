@@ -52,7 +52,7 @@ def overview_screen(console: Console, account: Account) -> None:
     if not account["workers"]:
         console.print("  none has beaten in the last 10 minutes", markup=False)
     _heading(console, "Last 24 hours")
-    spend = f"${day['cost_usd']:.4f} for {day['calls']:,} calls"
+    spend = f"${day['cost_usd']:.4f} for {counted(day['calls'], 'call')}"
     if day["calls_of_unknown_price"]:
         spend += f" ({day['calls_of_unknown_price']:,} of unknown price not included)"
     ended = f"{day['complete']:,} complete · {day['failed']:,} failed"
@@ -145,7 +145,7 @@ def facts_of_job(job: Account) -> list[tuple[str, str]]:
         add("Memory", f"{saved}; sections {'saved' if job['sections']['saved'] else 'not renewed'}")
     if cost["calls"]:
         by_purpose = ", ".join(f"{n['calls']} {name}" for name, n in cost["by_purpose"].items())
-        add("Cost", f"${cost['cost_usd']:.4f}, {cost['calls']} calls ({by_purpose})")
+        add("Cost", f"${cost['cost_usd']:.4f}, {counted(cost['calls'], 'call')} ({by_purpose})")
         if cost["calls_of_unknown_price"]:
             add("", f"{cost['calls_of_unknown_price']:,} of unknown price not included")
         add("", tokens(cost))
@@ -154,8 +154,8 @@ def facts_of_job(job: Account) -> list[tuple[str, str]]:
     if job["batches"]["out"]:
         out = f"{job['batches']['out']} out with {job['batches']['windows']:,} windows"
         add("Batches", f"{out}, since {clock(job['batches']['since'])}")
-    used = f"{job['attempts']} of {job['max_attempts'] or 5}, {job['crashes']} crashes"
-    add("Attempts", f"{used}, lease epoch {job['lease_epoch']}")
+    used = f"{job['attempts']} of {job['max_attempts'] or 5}"
+    add("Attempts", f"{used}, {counted(job['crashes'], 'crash')}, lease epoch {job['lease_epoch']}")
     profile = job["profile"]
     if profile["full_pass_status"] is not None:
         percent = f"{profile['progress_percent'] or 0}%"
@@ -243,7 +243,7 @@ def _stuck(console: Console, jobs: list[Account], of_all: int) -> None:
 def _worker(console: Console, worker: Account) -> None:
     beat = span(worker["beat_age_seconds"])
     told = [
-        f"{worker['jobs']} jobs", memory_of(worker) or "memory not known",
+        counted(worker["jobs"], "job"), memory_of(worker) or "memory not known",
         f"calls {calls_of(worker)}",
         f"{worker['calls_per_minute']} a minute",
         f"beat {beat} ago" if worker["alive"] else f"silent for {beat}",
@@ -276,6 +276,12 @@ def _heading(console: Console, text: str) -> None:
 def _bar(percent: int) -> str:
     filled = round(_BAR_CELLS * min(100, max(0, percent)) / 100)
     return "█" * filled + "░" * (_BAR_CELLS - filled)
+
+
+def counted(number: int, noun: str) -> str:
+    """Say how many of something there are."""
+    plural = "" if number == 1 else "es" if noun.endswith("sh") else "s"
+    return f"{number:,} {noun}{plural}"
 
 
 def span(seconds: float | None) -> str:

@@ -105,7 +105,18 @@ def _redraw(console: Console, text: str) -> None:
     """Replace what the terminal shows; elsewhere one screen follows the other."""
     console.clear()
     at = f"{datetime.now(UTC):%H:%M:%S} UTC, again every {_WATCH_SECONDS:g} s until Ctrl-C"
+    if console.is_terminal:
+        text = _fitting(text, console.height - 4)
     console.out(f"{at}\n\n{text}", highlight=False)
+
+
+def _fitting(text: str, rows: int) -> str:
+    """Cut a screen that is too long at its end: its first line must not scroll away."""
+    lines = text.splitlines()
+    if len(lines) <= rows:
+        return text
+    kept = lines[: max(1, rows - 1)]
+    return "\n".join([*kept, f"… {len(lines) - len(kept)} more lines without --watch"]) + "\n"
 
 
 async def _account(

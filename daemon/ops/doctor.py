@@ -21,7 +21,7 @@ from daemon.database import connect, database_errors, first_line, pools_transact
 from daemon.errors import FullpassError, UsageError
 from daemon.logs import get_logger, masked
 from daemon.memory_gauge import RESERVE_BYTES, allowed_calls, read_gauge
-from daemon.ops.doctor_outside import check_model, check_storage
+from daemon.ops.doctor_outside import check_mail, check_model, check_storage
 from daemon.ops.finding import mend, note, ok, unknown
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ async def examine(
     found.append(await _check_listen(settings, url))
     found.append(await check_storage(settings))
     found += await check_model(settings)
+    found += check_mail(settings)
     return found
 
 

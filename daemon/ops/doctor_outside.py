@@ -1,4 +1,4 @@
-"""Checks of what lies outside the database: Storage and the model's server.
+"""Checks of what lies outside the database: Storage, the model's server, the words of mails.
 
 One harmless read each: of an object that does not exist, by the very code that downloads exports,
 and of the description of each model. Nothing is paid for. What cannot be found out is unknown.
@@ -10,11 +10,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from daemon.errors import BadExport, FullpassError, Systemic
+from daemon.errors import BadExport, FullpassError, Systemic, UsageError
 from daemon.export import source
 from daemon.llm.pricing import Models
+from daemon.llm.providers import provider_from
 from daemon.logs import masked
 from daemon.ops.finding import Finding, mend, note, ok, unknown
+from daemon.ops.telling import templates_of
 
 if TYPE_CHECKING:
     from daemon.llm.pricing import Model
@@ -61,24 +63,40 @@ async def check_model(settings: Settings) -> list[Finding]:
     """Ask for the description of each model that the settings name."""
     if settings.llm_provider == "offline":
         return [ok("model", "offline: facts by rule, no model is used")]
-    if settings.llm_provider != "anthropic":
-        return [unknown("model", f"{settings.llm_provider} is not asked before the first call")]
-    if settings.anthropic_api_key is None:
+    key = settings.anthropic_api_key
+    if settings.llm_provider == "anthropic" and key is None:
         return [mend("model", "ANTHROPIC_API_KEY is not set",
                      "set it, or LLM_PROVIDER=offline for facts without a model")]  # fmt: skip
+    try:
+        await provider_from(settings).aclose()
+    except UsageError as error:
+        return [mend("model", "with these settings no worker starts", masked(str(error)))]
+    if settings.llm_provider != "anthropic" or key is None:
+        return [unknown("model", f"{settings.llm_provider} is not asked before the first call")]
     import anthropic  # noqa: PLC0415 - 50 MB and a second: only where a server is asked
 
     names = dict.fromkeys(
         (settings.extraction_model, settings.memory_model, settings.sections_model)
     )
     async with anthropic.AsyncAnthropic(
-        api_key=settings.anthropic_api_key.get_secret_value(),
+        api_key=key.get_secret_value(),
         base_url=settings.anthropic_base_url,
         max_retries=0,
         timeout=_TIMEOUT_SECONDS,
     ) as client:
         models = Models(settings.model_capabilities)
         return [await _one_model(anthropic, client, models.named(name)) for name in names]
+
+
+def check_mail(settings: Settings) -> list[Finding]:
+    """Read the words of the mails, where mail is set up; nobody is written to."""
+    if settings.smtp_url is None:
+        return []
+    try:
+        templates_of(settings)
+    except UsageError as error:
+        return [mend("mail", "with these settings no worker starts", masked(str(error)))]
+    return [ok("mail", "its words can be read; the mail server is not asked")]
 
 
 async def _one_model(sdk: Any, client: Any, model: Model) -> Finding:

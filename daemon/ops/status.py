@@ -65,6 +65,8 @@ select j.id, j.user_id, j.status, j.storage_path, j.file_type, j.priority, j.cur
        w.last_beat_at as worker_beat_at, w.waiting_for as worker_waits_for,
        w.rss_bytes as worker_rss_bytes, m.writer as memory_writer, m.facts as memory_facts,
        u.full_pass_status, u.progress_percent, u.import_stage, u.full_pass_error,
+       (select x.erased_at from fullpass.erasures x
+        where x.user_id = j.user_id and x.erased_at >= j.completed_at) as erased_at,
        (select r.id from public.processing_jobs r
         where r.user_id = j.user_id and r.status = 'processing' and r.id <> j.id limit 1
        ) as running_sibling,
@@ -175,6 +177,8 @@ async def job_account(
             event_count = await connection.fetchval(
                 "select count(*) from fullpass.job_events where job_id = $1", job_id
             )
+    if job["erased_at"] is not None:  # saved once, and no more
+        job |= {"memory_saved_at": None, "sections_saved_at": None}
     chunks = sum(outcomes.values())
     read = sum(n for outcome, n in outcomes.items() if outcome in READ_OUTCOMES)
     account: dict[str, Any] = {
@@ -183,7 +187,7 @@ async def job_account(
             "attempts", "max_attempts", "crashes", "lease_epoch", "lease_expires_at", "worker_id",
             "created_at", "run_at", "started_at", "completed_at", "updated_at",
             "cancel_requested_at", "pipeline_version", "error", "waiting_since", "waiting_for",
-            "last_progress_at", "source", "conversations", "messages",
+            "last_progress_at", "source", "conversations", "messages", "erased_at",
         )},
         "result": _loaded(job["result"]),
         "export": _loaded(job["export"]),

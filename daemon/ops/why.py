@@ -103,6 +103,8 @@ def _processing(job: Account) -> str:
 def _complete(job: Account) -> str:
     coverage, facts = job["coverage"], job["facts"]
     done = f"It is done since {_time(job['completed_at'])}"
+    if job["erased_at"] is not None:
+        return f"{done}; {_erased(job)}. Nothing more happens."
     read = f"{coverage['read']} of {coverage['chunks']} chunks read"
     parts = [f"{done}: {read}, {facts['current']} current facts"]
     export = job["export"] or {}
@@ -127,18 +129,25 @@ def _complete(job: Account) -> str:
 
 def _failed(job: Account) -> str:
     reason = _clause(job["error"] or "no reason noted")
+    failed = f"It failed for good at {_time(job['completed_at'])}"
+    if job["erased_at"] is not None:
+        return f"{failed}; {_erased(job)}, and `fullpass retry {job['id']}` would begin anew."
     return (
-        f"It failed for good at {_time(job['completed_at'])}: {reason}; "
-        f"what was saved stays, and `fullpass retry {job['id']}` goes on from there once the cause "
-        "is mended."
+        f"{failed}: {reason}; what was saved stays, and `fullpass retry {job['id']}` goes on from "
+        "there once the cause is mended."
     )
 
 
 def _cancelled(job: Account) -> str:
-    return (
-        f"It was cancelled at {_time(job['completed_at'])}; what was saved stays, and "
-        f"`fullpass retry {job['id']}` goes on from there."
-    )
+    cancelled = f"It was cancelled at {_time(job['completed_at'])}"
+    if job["erased_at"] is not None:
+        return f"{cancelled}; {_erased(job)}, and `fullpass retry {job['id']}` would begin anew."
+    again = f"`fullpass retry {job['id']}` goes on from there"
+    return f"{cancelled}; what was saved stays, and {again}."
+
+
+def _erased(job: Account) -> str:
+    return f"all that was derived from this person was erased at {_time(job['erased_at'])}"
 
 
 def _following(step: str | None) -> str | None:

@@ -123,8 +123,9 @@ class Wakeup:
     async def _is_pooled(self, url: str) -> bool:
         if self._pool is None or not self._shares_url:
             return await pools_transactions(url)
-        async with self._pool.acquire() as connection:
-            return await pools_transactions(url, connection)  # type: ignore[arg-type]
+        with database_errors():  # a pool without a connection left opens one here
+            async with self._pool.acquire() as connection:
+                return await pools_transactions(url, connection)  # type: ignore[arg-type]
 
     async def _listen(self, url: str) -> None:
         self._broken.clear()

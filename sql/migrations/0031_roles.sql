@@ -1,7 +1,8 @@
 -- Who may do what: two roles with the least rights, for whoever connects to be a member of.
 --
 --   fullpass_reader   reads the ops views and nothing else
---   fullpass_worker   exactly what a worker needs; it cannot erase, drop or see the app's own columns
+--   fullpass_worker   exactly what a worker needs; it cannot erase a person or a receipt, drop
+--                     anything, or see the app's own columns
 --
 -- Neither may log in by itself: `alter role … with login password '…'`, or make a login a member.
 -- Where this migration may not create roles it says so and goes on; docs/security.md has the SQL.
@@ -69,6 +70,9 @@ begin
     revoke delete on fullpass.memories from fullpass_worker;
     revoke delete on fullpass.llm_calls, fullpass.job_costs, fullpass.hourly_costs
         from fullpass_worker;
+    -- Of a receipt only what pruning takes away, never what was paid.
+    revoke update on fullpass.llm_calls from fullpass_worker;
+    grant update (call_key, response, request_id) on fullpass.llm_calls to fullpass_worker;
     -- Functions run with their caller's rights and add none; these are for others to call.
     grant execute on all functions in schema fullpass to fullpass_worker;
     for v in select p.oid::regprocedure as signature from pg_proc p

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from daemon import migrations
 from daemon.database import (
@@ -282,6 +283,32 @@ async def test_notices_cut_the_wait_short_and_a_dead_listener_is_replaced(
         finally:
             await wakeup.close()
             await pool.close()
+
+
+async def test_a_database_that_is_away_is_no_defect_of_the_listener(database_url: str) -> None:
+    """Its look for a pooler took a connection of the pool's, whose refusal was told as a defect."""
+    with capture_logs() as said, TcpProxy(database_url) as proxy:
+        pool = await open_pool(proxy.url, size=2)
+        wakeup = Wakeup(proxy.url, poll_seconds=60, pool=pool, shares_url=True, echo_seconds=0.1)
+
+        async def listens() -> bool:
+            return wakeup.listening
+
+        async def failed_twice() -> bool:
+            events = [line["event"] for line in said]
+            return sum(events.count(event) for event in ("listen.failed", "listen.broken")) > 1
+
+        try:
+            await wakeup.wait(seconds=0.1)
+            await until(listens, seconds=10)
+            proxy.lose()
+            await until(failed_twice, seconds=10)
+            proxy.find()
+            await until(listens, seconds=10)
+        finally:
+            await wakeup.close()
+            await pool.close()
+    assert [line for line in said if line["log_level"] == "error"] == []
 
 
 async def test_a_transaction_pooler_is_recognised_and_nobody_listens_through_it(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from daemon.cli.progress import Shown
+from daemon.ops.status import Progress
 from tests.support.cli import EXAMPLE, Cli, ask
 
 if TYPE_CHECKING:
@@ -81,6 +83,13 @@ def test_run_writes_files_that_agree_and_says_what_it_read(tmp_path: Path) -> No
     assert "made/here/MEMORY.md" in done.stdout
     assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
     assert "Saving" in done.stderr or "Starting" in done.stderr, "progress goes to stderr"
+
+
+@pytest.mark.parametrize(("status", "said"), [("complete", "Done"), ("failed", "Failed")])
+def test_the_last_line_of_a_pass_that_ended_says_so(status: str, said: str) -> None:
+    """It said "100%  Starting": a job that ended has no stage, like one that has not begun."""
+    ended = Progress(status, "regenerate_sections", None, 100, 42, 0.0, 0)
+    assert Shown(0.0, ended).line().startswith(f"100%  {said}")
 
 
 def test_json_is_one_document_on_stdout(tmp_path: Path) -> None:

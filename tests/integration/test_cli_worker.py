@@ -207,7 +207,9 @@ def test_the_queue_is_handled_from_the_command_line(
     assert unconfirmed.returncode == 1, "nobody answered the question"
     erased = here.json("forget", "--user", PERSON, "--yes", "--json")
     assert erased["erased"]["facts"] == 0
-    assert here.json("status", job_id, "--json")["status"] == "cancelled"
+    left = here.json("status", job_id, "--json")
+    assert left["status"] == "cancelled"
+    assert "was erased at" in left["why"], "nothing is left from which a retry could go on"
     assert here("status", uuid4()).returncode == 1
     assert here("enqueue", "--user", PERSON, "--path", "export.zip").returncode == 2
 
@@ -226,6 +228,11 @@ def test_screens_show_evidence_and_fit_80_columns(
     screens = shown + overview + here("status", "--user", PERSON).stdout
     assert [line for line in screens.splitlines() if len(line) > 80] == []
     assert "\x1b" not in screens, "no colour where nobody sees it"
+    ask(database_url, "select fullpass.forget($1)", PERSON)
+    job = here.json("status", "--user", PERSON, "--json")
+    assert "was erased at" in job["why"]
+    # It told of a MEMORY "written by None", and of sections saved.
+    assert (job["memory"], job["sections"]["saved"]) == (None, False)
 
 
 @pytest.mark.parametrize(

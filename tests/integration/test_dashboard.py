@@ -150,7 +150,10 @@ def test_a_job_is_found_by_its_id_and_by_its_person(
     nobody = "00000000-0000-4000-8000-00000000dead"
     assert web.get(f"{site}/find", params={"id": nobody}).status_code == 404
     assert web.get(f"{site}/jobs/{nobody}").status_code == 404
-    assert web.get(f"{site}/jobs/1 or 1=1").status_code == 404
+    for nowhere in ("jobs/1 or 1=1", "nothing"):
+        answer = web.get(f"{site}/{nowhere}")
+        assert answer.status_code == 404
+        assert '<a href="/">Now</a>' in answer.text, "a page with a way back"
 
 
 def test_no_word_of_a_conversation_is_shown(web: httpx.Client, site: str, scene_url: str) -> None:

@@ -146,6 +146,25 @@ async def test_a_server_that_describes_no_models_is_unknown_never_missing(
     assert found["model claude-haiku-5-5"].state == "unknown"
 
 
+@pytest.mark.parametrize(
+    ("changes", "check", "named"),
+    [
+        ({"llm_provider": "bedrock", "aws_region": None}, "model", "AWS_REGION"),
+        ({"llm_provider": "vertex"}, "model", "ANTHROPIC_VERTEX_PROJECT_ID"),
+        ({"extraction_model": "mine", "max_cost_usd_per_job": 1}, "model", "MODEL_CAPABILITIES"),
+        ({"smtp_url": "smtp://localhost", "email_from": "a@example.org",
+          "email_templates": "/nowhere"}, "mail", "EMAIL_TEMPLATES"),
+    ],
+)  # fmt: skip
+async def test_settings_with_which_no_worker_starts_are_to_be_mended(
+    setup: dict[str, Any], changes: dict[str, Any], check: str, named: str
+) -> None:
+    """The worker ended with exit code 2, and the doctor had found nothing to mend."""
+    found = await examined(setup, **changes)
+    assert to_mend(found) == {check}
+    assert named in str(found[check].remedy)
+
+
 async def test_storage_that_refuses_the_key_or_is_not_there(
     setup: dict[str, Any], anthropic_server: AnthropicServer
 ) -> None:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pty
 import re
+import select
 import signal
+import subprocess
+import sys
+import termios
 import time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -13,12 +19,13 @@ from uuid import UUID, uuid4
 import pytest
 from rich.console import Console
 
-from daemon.cli.screen import job_screen, overview_screen
+from daemon.cli.screen import counted, job_screen, overview_screen
 from daemon.database import connect
 from daemon.ops.overview import overview
 from daemon.ops.status import job_account
 from tests.support.cli import ROOT, Cli, ask
 from tests.support.history import VIEWS, views_are_quick
+from tests.support.scene import two_days
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -264,6 +271,11 @@ async def test_the_screen_answers_the_three_questions_at_80_columns_without_colo
     assert " left" in job
 
 
+def test_one_of_something_is_told_as_one() -> None:
+    told = [counted(1, "job"), counted(2, "job"), counted(1, "crash"), counted(0, "crash")]
+    assert told == ["1 job", "2 jobs", "1 crash", "0 crashes"]
+
+
 def test_a_quiet_queue_is_healthy_and_a_deserted_one_is_not(
     tmp_path: Path, database_url: str
 ) -> None:
@@ -349,3 +361,38 @@ def test_every_view_and_column_is_on_the_page(database_url: str) -> None:
         line = re.search(rf"^\| `{row['table_name']}` \|(.*)$", page, re.MULTILINE)
         assert line is not None, f"docs/operating.md does not name {row['table_name']}"
         assert set(re.findall(r"`([a-z0-9_]+)`", line[1])) >= set(row["columns"]), row["table_name"]
+
+
+def test_watching_a_small_terminal_keeps_the_first_line_in_sight(
+    tmp_path: Path, database_url: str
+) -> None:
+    """The screen ran through 24 rows, and OK or LOOK out at their top."""
+
+    async def fill() -> None:
+        db = await connect(database_url)
+        await two_days(db)
+        await db.close()
+
+    asyncio.run(fill())
+    rows, shown = 24, b""
+    terminal, side = pty.openpty()
+    termios.tcsetwinsize(side, (rows, 80))
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "daemon", "status", "--watch"],
+        env=Cli(tmp_path, DATABASE_URL=database_url).environment(TERM="xterm"),
+        stdin=subprocess.DEVNULL, stdout=side, stderr=side,
+    )  # fmt: skip
+    os.close(side)
+    try:
+        deadline = time.monotonic() + 30
+        while shown.count(b"again every") < 2:  # a whole screen, and the next one's first line
+            assert select.select([terminal], [], [], deadline - time.monotonic())[0], shown
+            shown += os.read(terminal, 65536)
+    finally:
+        watching.kill()
+        watching.wait()
+        os.close(terminal)
+    screen = shown.decode().split("\x1b[2J")[1].splitlines()
+    assert len(screen) < rows
+    assert "LOOK" in screen[2]
+    assert "more lines" in "".join(screen[-2:])

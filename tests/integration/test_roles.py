@@ -118,6 +118,7 @@ def test_a_full_pass_succeeds_with_the_workers_role_alone(
         "update conversation_chunks set content = 'another text'",
         "update fullpass.job_events set event = 'never happened'",
         "delete from fullpass.llm_calls",
+        "update fullpass.llm_calls set cost_usd = 0",
         "delete from fullpass.memories",
         "update fullpass.schema_migrations set sha256 = ''",
         "select fullpass.forget(gen_random_uuid())",

@@ -19,7 +19,7 @@ from daemon.cli.dashboard.frame import (
     table,
 )
 from daemon.cli.markup import plain_text, said
-from daemon.cli.screen import calls_of, memory_of, span, whereabouts
+from daemon.cli.screen import calls_of, counted, memory_of, span, whereabouts
 
 if TYPE_CHECKING:
     from daemon.ops.trends import Rows
@@ -73,7 +73,7 @@ def _health(account: Account) -> str:
     mark, kind = ("OK", "well") if account["healthy"] else ("LOOK", "ill")
     oldest = queue["oldest_due_seconds"]
     due = "due" if oldest is None else f"due, oldest for {span(oldest)}"
-    spent = f"spent in 24 hours, {day['calls']:,} calls"
+    spent = f"spent in 24 hours, {counted(day['calls'], 'call')}"
     if day["calls_of_unknown_price"]:
         spent += f" ({day['calls_of_unknown_price']:,} of unknown price not included)"
     spent += f"; ${day['cost_usd_30_days']:,.2f} in 30 days"
@@ -105,7 +105,7 @@ def _running(account: Account, steps: dict[str, Rows]) -> str:
 
 def _pass(job: Account, steps: Rows) -> str:
     told = [plain_text(part, most=60) for part in whereabouts(job)]
-    told.append(f"${job['cost_usd']:.4f}, {job['calls']:,} calls")
+    told.append(f"${job['cost_usd']:.4f}, {counted(job['calls'], 'call')}")
     told.append(f"by {plain_text(job['worker_id'] or 'nobody', most=60)}")
     if job["lease_left_seconds"] is not None and job["lease_left_seconds"] < 0:
         told.append('<strong class="ill">its worker is lost; the next claim takes it up</strong>')

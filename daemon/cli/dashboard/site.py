@@ -119,7 +119,7 @@ def application(pool: Pool, access: Access) -> ASGIApp:
         return Response(script, media_type="text/javascript")
 
     async def nowhere(_request: Request, _error: Exception) -> Response:
-        return PlainTextResponse("There is no such page.\n", 404)
+        return HTMLResponse(trouble("No such page", "There is no such page."), 404)
 
     routes = [
         Route("/", _told(now)),
