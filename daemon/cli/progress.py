@@ -51,7 +51,7 @@ class Shown:
         if self.note:
             return self.note
         if self.progress is None or self.progress.stage is None:
-            return "Starting"
+            return "Done" if self.percent == 100 else "Starting"
         return self.progress.stage[:1].upper() + self.progress.stage[1:]
 
     @property

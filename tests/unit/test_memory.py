@@ -128,7 +128,10 @@ def test_what_is_asked_of_a_line_is_what_is_believed_of_it() -> None:
     assert "in their own words: each keeps every word that tells something" in told
     assert 'its own "not"' in told
     # Across categories one heading would lose what stands under another.
-    exam = [item("Learns Thai", 1, category="projects"), item("Exam is on 3 May", 2, category="dates")]
+    exam = [
+        item("Learns Thai", 1, category="projects"),
+        item("Exam is on 3 May", 2, category="dates"),
+    ]
     (line,), _ = accept([{"text": "Learns Thai; exam is on 3 May", "facts": [1, 2]}], exam)
     assert line.category == "projects"
     assert "Join facts of one category that belong together" in told
