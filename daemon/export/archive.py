@@ -22,12 +22,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
-_CONVERSATIONS = re.compile(r"conversations(?:-(\d{1,9}))?\.json", re.IGNORECASE)
+# Also as a browser names what it downloads again: `conversations-000 (1).json`.
+_CONVERSATIONS = re.compile(
+    r"conversations(?:[-_](\d{1,9}))?(?:[ _]?\(\d{1,3}\))?\.json", re.IGNORECASE
+)
 _MEMORIES = re.compile(r"(?:.*/)?memories(?:(?:-\d{1,9})?|/[^/]+)\.json", re.IGNORECASE)
 _SINGLE = re.compile(r"(?:.*/)?conversations/[^/]+\.json", re.IGNORECASE)
-_PROJECTS = re.compile(r"(?:.*/)?projects(?:(?:-\d{1,9})?|/[^/]+)\.json", re.IGNORECASE)
-_DESIGNS = re.compile(r"(?:.*/)?design_chats(?:(?:-\d{1,9})?|/[^/]+)\.json", re.IGNORECASE)
-_READABLE = (".json", ".html", ".htm")
+_LEFT_OUT = re.compile(
+    r"(?:.*/)?(projects|design_chats|reflections)(?:(?:-\d{1,9})?|/[^/]+)\.json", re.IGNORECASE
+)
+_KINDS_LEFT_OUT = {
+    "projects": "project documents",
+    "design_chats": "design chats",
+    "reflections": "reflections",
+}
+_READABLE = (".json", ".jsonl", ".ndjson", ".html", ".htm")
+_GEMINI = re.compile(r"gemini|\bbard\b", re.IGNORECASE)
 _COMPANIONS = frozenset(
     {
         "user.json",
@@ -195,10 +205,9 @@ class Archive:
                 singles.append(entry)
             elif _MEMORIES.fullmatch(str(path)):
                 memories.append(entry)
-            elif _PROJECTS.fullmatch(str(path)):
-                self.ignored["project documents"] = self.ignored.get("project documents", 0) + 1
-            elif _DESIGNS.fullmatch(str(path)):
-                self.ignored["design chats"] = self.ignored.get("design chats", 0) + 1
+            elif found := _LEFT_OUT.fullmatch(str(path)):
+                kind = _KINDS_LEFT_OUT[found.group(1).lower()]
+                self.ignored[kind] = self.ignored.get(kind, 0) + 1
             elif path.suffix.lower() in _READABLE and path.name.lower() not in _COMPANIONS:
                 rest.append(entry)
         shards.sort(key=lambda shard: shard[:2])
@@ -206,8 +215,11 @@ class Archive:
         yield from (entry for _, _, entry in shards)
         # One file a conversation, beside an index of them.
         yield from (entry for entry in singles if not self._is_another(entry))
+        found_by_content = self._sniffed(rest)
         if not shards and not singles:
-            yield from self._sniffed(rest)
+            yield from found_by_content
+        elif others := sum(1 for _ in found_by_content):
+            self.ignored["files of another export"] = others
         yield from memories
 
     def _sniffed(self, files: list[zipfiles.Entry]) -> Iterator[zipfiles.Entry]:
@@ -215,6 +227,8 @@ class Archive:
 
         Takeout names its files in the user's language, and a tool may write one a conversation.
         """
+        # A whole Takeout holds thousands of others; in every language the product keeps its name.
+        files.sort(key=lambda entry: _GEMINI.search(entry.name) is None)
         found = False
         for number, entry in enumerate(files):
             if number >= _SNIFFED_MEMBERS and not found:

@@ -15,11 +15,12 @@ import msgspec
 
 from daemon.export.chatgpt_text import (
     any_text,
-    joined,
     memories,
     parts_text,
+    quoted_text,
     strip_citations,
     unwrapped,
+    without_notes,
 )
 from daemon.export.conversation import Conversation, Message
 from daemon.export.spool import Spool, SpooledMessages, collected
@@ -111,7 +112,7 @@ _AUTHORS: dict[str, Role | None] = {
     "tool": None,
 }
 _PLAIN = frozenset({"text", "multimodal_text"})
-_THIRD_PARTY = frozenset({"tether_quote", "sonic_webpage"})
+_THIRD_PARTY = frozenset({"tether_quote", "sonic_webpage", "app_pairing_content"})
 _KNOWN = _PLAIN | _THIRD_PARTY | _TOOL_TRAFFIC
 _CONTEXT = frozenset({"user_editable_context", "model_editable_context"})
 
@@ -169,6 +170,8 @@ def is_chatgpt(value: dict[str, Any]) -> bool:
     """Whether a decoded object looks like a conversation of this shape."""
     if "mapping" in value or "current_node" in value:
         return True
+    if "chat_messages" in value or value.get("messages"):
+        return False  # Claude's, or a shape nobody here reads: its words are not to pass for none
     return "conversation_id" in value or ("create_time" in value and "title" in value)
 
 
@@ -268,26 +271,28 @@ class ChatGPTReader:
 
     def _path(self, export: _Export, place: str) -> list[tuple[str, _Message]]:
         """List the messages from the root to the current node, in reading order."""
-        nodes = {key: node for key, node in (export.mapping or {}).items() if node is not None}
+        # A node that is null, or gone but for its parent's naming it, still links two others.
+        nodes = export.mapping or {}
+        real = {key: node for key, node in nodes.items() if node is not None}
         parents: dict[str, str] = {}
-        for key, node in nodes.items():
+        for key, node in real.items():
             for child in list_of(node.children):
-                if isinstance(child, str) and child in nodes and child != key:
+                if isinstance(child, str) and child != key:
                     parents.setdefault(child, key)
-        for key, node in nodes.items():
-            if isinstance(node.parent, str) and node.parent in nodes:
+        for key, node in real.items():
+            if isinstance(node.parent, str) and (node.parent in nodes or node.parent in parents):
                 parents[key] = node.parent
-        if not parents:
-            return self._unlinked(nodes)
+        if parents.keys().isdisjoint(nodes):
+            return self._unlinked(real)
         current = export.current_node
         if isinstance(current, str) and current in nodes:
-            path = self._climb(current, nodes, parents, place)
+            path = self._climb(current, real, parents, place)
             if path:
                 return path
-        inner = set(parents.values())
-        leaves = [key for key in nodes if key not in inner] or list(nodes)
-        leaf = max(leaves, key=lambda key: _moment(nodes[key]))
-        return self._climb(leaf, nodes, parents, place)
+        inner = {parent for key, parent in parents.items() if key in real}
+        leaves = [key for key in real if key not in inner] or list(real)
+        leaf = max(leaves, key=lambda key: _moment(real[key]))
+        return self._climb(leaf, real, parents, place)
 
     def _climb(
         self, leaf: str, nodes: dict[str, _Node], parents: dict[str, str], place: str
@@ -300,9 +305,9 @@ class ChatGPTReader:
                 self._report.damage(place, "its messages form a loop; read once around")
                 break
             visited.add(key)
-            message = nodes[key].message
-            if message is not None:
-                path.append((key, message))
+            node = nodes.get(key)
+            if node is not None and node.message is not None:
+                path.append((key, node.message))
             key = parents.get(key)
         path.reverse()
         return path
@@ -362,7 +367,7 @@ class ChatGPTReader:
             text = parts_text(content)
         elif kind in _THIRD_PARTY:
             speaker = "quote"
-            text = joined(content, ("title", "url", "text"))
+            text = quoted_text(content)
         else:
             text = any_text(content)
         text = strip_citations(text).strip()
@@ -383,6 +388,9 @@ class ChatGPTReader:
         if not any(texts):
             written = (clean(content.get(key)) for key in ("user_profile", "user_instructions"))
             texts = [unwrapped(text) for text in written]
+            if (own := [without_notes(text) for text in texts]) != texts:
+                self._report.ignore("notes of the app on date and place")
+                texts = own
         if not any(texts):
             texts = [parts_text(content).strip()]
         text = "\n\n".join(text for text in texts if text)

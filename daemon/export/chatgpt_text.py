@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from daemon.export.values import clean, time_of
+from daemon.export.values import clean, list_of, mapping_of, time_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +20,7 @@ _HIGH_PRIVATE = re.compile(b"\xef[\x80-\xa3]")
 _PRIVATE_USE = re.compile("[\ue000-\uf8ff]+")
 
 _FENCED = re.compile(r"```(.*)```", re.DOTALL)
+_NOTE = re.compile(r"^(?:Very important: )?The user's (?:timezone|location) is .*$", re.MULTILINE)
 _NUMBERED = re.compile(r"^\s*\d+\.\s+(?:\[(\d{4}-\d\d-\d\d)\]\.?\s*)?")
 
 
@@ -61,6 +62,22 @@ def any_text(content: dict[str, Any]) -> str:
 def joined(content: dict[str, Any], keys: tuple[str, ...]) -> str:
     """Join the texts that these keys hold."""
     return "\n".join(text for key in keys if (text := clean(content.get(key)).strip()))
+
+
+def quoted_text(content: dict[str, Any]) -> str:
+    """Join what a page says, or the windows of other programs that the app looked into."""
+    windows = [mapping_of(window) for window in list_of(content.get("context_parts"))]
+    texts = [joined(content, ("title", "url", "text")), *(joined(w, ("text",)) for w in windows)]
+    return "\n\n".join(text for text in texts if text)
+
+
+def without_notes(text: str) -> str:
+    """Take out what the app itself noted of date and place.
+
+    Since 2025 it writes that where custom instructions stand. It is nobody's words, and as it
+    changes by the day, each day's would count as new instructions.
+    """
+    return _NOTE.sub("", text).strip()
 
 
 def unwrapped(text: str) -> str:

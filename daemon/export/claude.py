@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _ROLES: dict[str, Role] = {"human": "user", "user": "user", "assistant": "assistant"}
 _LINKS = ("uuid", "parent_message_uuid", "created_at")
+_ROOT = "00000000-0000-4000-8000-000000000000"
+"""What a first message names as its parent."""
 _MEMORIES = frozenset({"conversations_memory", "project_memories", "memory_files"})
 _NOT_SPOKEN = frozenset(
     {
@@ -44,6 +46,7 @@ _NOT_SPOKEN = frozenset(
         "web_search_tool_result",
         "token_budget",
         "flag",
+        "injected_prompt_block",  # the app's own note of the date, within the person's message
         "image",
         "document",
     }
@@ -52,7 +55,9 @@ _NOT_SPOKEN = frozenset(
 
 def is_claude(value: dict[str, Any]) -> bool:
     """Say whether a decoded object is a conversation, memories or a project of Claude's."""
-    return "chat_messages" in value or is_memories(value) or ("uuid" in value and "name" in value)
+    if "chat_messages" in value or is_memories(value):
+        return True
+    return "uuid" in value and "name" in value and not value.get("messages")
 
 
 def is_memories(value: dict[str, Any]) -> bool:
@@ -166,7 +171,7 @@ class ClaudeReader:
         """List the messages of the latest branch, in reading order.
 
         Older exports name no parents, and older messages of a newer one neither: such a message
-        follows the one before it in the file.
+        follows the one before it in the file, as does one whose parent is not there.
         """
         keys = [identifier(m.get("uuid")) or f"#{index}" for index, m in enumerate(exported)]
         known = {key: index for index, key in enumerate(keys)}
@@ -175,10 +180,11 @@ class ClaudeReader:
             return exported
         parents: list[int | None] = []
         for index, parent in enumerate(named):
-            if parent:
-                parents.append(known.get(parent))
+            if parent in known:
+                parents.append(known[parent])
             else:
-                parents.append(index - 1 if index else None)
+                begins = not index or parent in {_ROOT, named[0] or _ROOT}
+                parents.append(None if begins else index - 1)
         at: int | None = known.get(current)
         if at is None:
             inner = set(parents)

@@ -32,15 +32,18 @@ if TYPE_CHECKING:
 
 _PRODUCT = re.compile(r"gemini|\bbard\b", re.IGNORECASE)
 _VERB = re.compile(
-    r"(?:Prompted|Asked|Said|Answered|Branched)\b(?: with)?(?: (?:Gemini|Bard)(?= ?:))?\s*:?\s+"
+    r"(?:Prompted|Asked|Said|Answered|Branched)\b(?: with)?(?: (?:Gemini|Bard)(?= ?:))?\s*:?"
+    r"(?:\s+|$)"  # of a picture alone, nothing follows
 )
 _OTHER_DEEDS = re.compile(
     r"(?:Created|Used|Added|Gave|Selected|Viewed|Opened|Deleted|Visited|Uploaded|Searched|Turned"
     r"|Received|Shared|Started|Generated|Canvas|Feedback)\b"
 )
-_ATTACHED = re.compile(r"\s*Attached \d+ (?:image|file)s?\.?\s*$")
+# The page writes the names of the files below, the JSON beside the title.
+_ATTACHED = re.compile(r"\s*Attached \d+ (?:image|file)s?\.?(?:\n\s*+-[^\n]*+)*+\s*$")
 
 _CELL = b'class="outer-cell'
+_BLOCK = re.compile(r"<(?:p|h[1-6]|ul|ol|pre|table|blockquote|div|hr)\b", re.IGNORECASE)
 _INNER_CELL = re.compile(r'<div class="(header-cell|content-cell)([^"]*)"[^<>]*>', re.IGNORECASE)
 
 
@@ -85,11 +88,11 @@ class GeminiReader:
             if cell.group(1).lower() == "header-cell":
                 header = header or html_to_text(inner)
             elif "body-1" in cell.group(2) and "text-right" not in cell.group(2):
-                content = content or html_to_text(inner)
+                content = content or inner
         if not self._is_wanted([header] if header else []):
             return
-        lines = content.split("\n")
-        dated = next((i for i, line in enumerate(lines) if is_date(line.strip())), None)
+        lines = html_to_text(content).split("\n")
+        dated = _dated(lines, content)
         if dated is None:
             title, answer, at = lines[0], "\n".join(lines[1:]), None
         else:
@@ -113,8 +116,9 @@ class GeminiReader:
         title = title.strip()
         verb = _VERB.match(title)
         deed = _OTHER_DEEDS.match(title)
-        if verb is None and deed is not None and not answer:
-            self._report.ignore(f"Gemini activity: {deed.group()}")
+        if verb is None and not answer and (deed is not None or _PRODUCT.search(title)):
+            # In other languages a deed is told by the product's name in it ("Gemini … verwendet").
+            self._report.ignore(f"Gemini activity: {deed.group() if deed is not None else 'other'}")
             return
         prompt = _ATTACHED.sub("", title[verb.end() :] if verb is not None else title).strip()
         answer = answer.strip()
@@ -137,6 +141,17 @@ class GeminiReader:
             updated_at=at,
             place=place,
         )
+
+
+def _dated(lines: list[str], markup: str) -> int | None:
+    """Find the line with the entry's date, between the prompt and the answer.
+
+    Both may hold lines like it, of a log say. A prompt has no block in it, and an answer is blocks.
+    """
+    dates = [index for index, line in enumerate(lines) if is_date(line.strip())]
+    block = _BLOCK.search(markup)
+    before = html_to_text(markup[: block.start()]).count("\n") if block is not None else 0
+    return max((index for index in dates if index <= before), default=next(iter(dates), None))
 
 
 def cells(read: Callable[[int], bytes], *, cell_bytes: int) -> Iterator[tuple[bytes, str]]:

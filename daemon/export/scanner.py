@@ -120,6 +120,7 @@ class ObjectScanner:
     def reject(self, span: Span) -> int:
         """Give up the last span; go on at the next start inside it. Returns the bytes given up."""
         begin, end = span.start - self._base, span.end - self._base
+        self._starts.suspect(self._window, begin)
         found = self._starts.find(self._window, begin + 1, end)
         if found < 0:
             return span.end - span.start
@@ -327,6 +328,7 @@ class ObjectScanner:
 
     def _cut_short(self, start: int) -> Span:
         """Account for an end inside an object: a cut, or one brace missing further up."""
+        self._starts.suspect(self._window, self._position)
         found = self._starts.find(self._window, self._position + 1, len(self._window))
         if found < 0:
             self._position = len(self._window)
@@ -344,6 +346,7 @@ class ObjectScanner:
 
     def _oversized(self, start: int, at: int, depth: int, *, in_string: bool) -> Span:
         """Begin an object beyond the limit, unless another begins where it should have ended."""
+        self._starts.suspect(self._window, self._position)
         found = self._starts.find_beside(self._window, self._position + 1, at)
         if found >= 0:
             self._rescanned_bytes += at - found

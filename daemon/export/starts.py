@@ -1,7 +1,8 @@
 """What the beginning of a conversation looks like in the bytes of an export.
 
-Owns three beginnings that are known beforehand, and the one that is learnt from an object that was
-read well: its first keys, as they are written there. Leaves to the scanner what a beginning means.
+Owns four beginnings that are known beforehand, and the one that is learnt from an object that was
+read well (until there is one, suspected of a broken one): its first keys, as they are written
+there. Leaves to the scanner what a beginning means.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def _with_keys(*keys: bytes) -> bytes:
 
 _KNOWN = [
     _with_keys(b'"title"', b'"create_time"'),
+    _with_keys(b'"id"', b'"title"'),
     _with_keys(b'"uuid"', b'"name"'),
     _with_keys(b'"header"', b'"title"'),
 ]
@@ -50,14 +52,24 @@ class Starts:
         if self._asked:
             return
         self._asked = True
-        found = _KEYS.match(window, at)
+        found = self._believe(window, at)
         if found is not None:
             own = _with_keys(*(key for key in found.groups() if key is not None))
             self._own = re.compile(own, re.DOTALL)
             # As it is written there: a plain search is many times quicker than an expression.
             self._mark = bytes(window[found.start() : found.end(1)])
+
+    def suspect(self, window: bytearray, at: int) -> None:
+        """Where nothing was read well yet, look also for what begins as this broken object does."""
+        if not self._asked:
+            self._believe(window, at)
+
+    def _believe(self, window: bytearray, at: int) -> re.Match[bytes] | None:
+        found = _KEYS.match(window, at)
+        if found is not None:
             two = _with_keys(found.group(1), found.group(2))
             self._any = re.compile(b"|".join([two, *_KNOWN]), re.DOTALL)
+        return found
 
     def find(self, window: bytearray, begin: int, end: int) -> int:
         """Return where anything in [begin, end) looks like a conversation's beginning."""

@@ -40,20 +40,24 @@ _KEYS_A_PART = 60_000
 _STEM = 4
 
 
-def alike(known: Sayings, *, most: int) -> list[tuple[Saying, Saying]]:
-    """Return at most `most` pairs worth a question, the most alike first."""
+def alike(known: Sayings, *, most: int, share: float = 1.0) -> list[tuple[Saying, Saying]]:
+    """Return at most `most` pairs worth a question, the most alike first.
+
+    `share`: `known` holds so much of all, and only such pairs count as would be found among all.
+    """
+    many = _BUCKET * share
     telling = [tuple(dict.fromkeys(_telling(saying))) for saying in known.all]
     seen = Counter(chain.from_iterable(telling))
     keys, owners = array("Q"), array("I")
     for saying, stems in zip(known.all, telling, strict=True):
-        for key in _keys(saying, stems, seen):
+        for key in _keys(saying, stems, seen, many):
             keys.append(key)
             owners.append(saying.number)
     seen["@"] = sum(n for stem, n in seen.items() if stem[0] == "@")
     weight = _Weights(seen, len(known.all) + 1)
     scored: list[tuple[float, int, int]] = []
     compared: set[int] = set()
-    for bucket in _buckets(keys, owners):
+    for bucket in _buckets(keys, owners, many):
         for first, second in combinations(bucket, 2):
             pair = first * len(known.all) + second
             if len(compared) >= _MOST_COMPARED:
@@ -124,7 +128,7 @@ def _best(scored: list[tuple[float, int, int]], most: int) -> list[tuple[float, 
     return sorted(scored, key=lambda s: (-s[0], s[1], s[2]))[:most]
 
 
-def _buckets(keys: array[int], owners: array[int]) -> Iterator[list[int]]:
+def _buckets(keys: array[int], owners: array[int], many: float) -> Iterator[list[int]]:
     """Yield the sayings of each key that more than one and not too many share."""
     parts = 1 + len(keys) // _KEYS_A_PART
     for part in range(parts):
@@ -133,7 +137,7 @@ def _buckets(keys: array[int], owners: array[int]) -> Iterator[list[int]]:
             if key % parts == part:
                 buckets.setdefault(key, []).append(owner)
         for key in sorted(buckets):
-            if 1 < len(buckets[key]) <= _BUCKET:
+            if 1 < len(buckets[key]) <= max(2, many):
                 yield buckets[key]
 
 
@@ -164,12 +168,12 @@ _LATIN = {
 }  # fmt: skip
 
 
-def _keys(saying: Saying, stems: Iterable[str], seen: Counter[str]) -> Iterator[int]:
+def _keys(saying: Saying, stems: Iterable[str], seen: Counter[str], many: float) -> Iterator[int]:
     words = sorted(stems, key=lambda w: (seen[w], w))
     for word in words:
-        if 1 < seen[word] <= _BUCKET:
+        if 1 < seen[word] <= max(2, many):
             yield _key(word)
-    common = [w for w in words if seen[w] > _BUCKET or w[0] == "~"][:_RAREST]
+    common = [w for w in words if seen[w] > max(2, many) or w[0] == "~"][:_RAREST]
     for pair in combinations(common, 2):
         yield _key(" ".join(pair))
     if saying.slot:

@@ -18,10 +18,10 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
-from daemon.fullpass.alike import abroad, alike
 from daemon.fullpass.context import report_progress
 from daemon.fullpass.judge import judge
 from daemon.fullpass.meaning import may_be_same
+from daemon.fullpass.questions import MOST_QUESTIONS, open_pairs
 from daemon.fullpass.sayings import CONFIDENCES, Mention, Saying, Sayings
 from daemon.fullpass.supersede import Meaning, succeed
 from daemon.logs import get_logger
@@ -38,8 +38,6 @@ _PAGE = 2_000
 _FACTS_A_BATCH = 2_000
 MOST_EVIDENCE = 50
 """Quotes a fact keeps: of more, the oldest and the newest 49."""
-MOST_QUESTIONS = 2_000
-"""Pairs a model is asked about in one pass; the most alike first, the rest stay separate."""
 
 
 async def consolidate(work: Pass) -> dict[str, int]:
@@ -129,14 +127,7 @@ async def _ask(work: Pass, known: Sayings, counts: Counter[str]) -> dict[tuple[i
 
     What it calls the same is united here, where the guards allow it.
     """
-    meanings = [Meaning(sayings) for sayings in known.meanings()]
-    doubts = [(a.newest, b.newest) for a, b, _ in succeed(known, meanings, {}).doubts]
-    pairs = [_in_time(a, b) for a, b in alike(known, most=MOST_QUESTIONS)]
-    # Doubts first: there, silence would leave a guess standing.
-    some = MOST_QUESTIONS // 2
-    translated = [_in_time(a, b) for a, b in abroad(known, most=MOST_QUESTIONS // 4)]
-    pairs = [*doubts[:some], *pairs, *doubts[some:], *translated]
-    distinct = list(dict.fromkeys((a.number, b.number) for a, b in pairs))
+    distinct = open_pairs(known)
     counts["pairs_unasked"] += max(0, len(distinct) - MOST_QUESTIONS)
     distinct = distinct[:MOST_QUESTIONS]
     texts = await _statements(work, {n for pair in distinct for n in pair}, known)
@@ -155,10 +146,6 @@ async def _ask(work: Pass, known: Sayings, counts: Counter[str]) -> dict[tuple[i
         (known.meaning_of(known.all[a]), known.meaning_of(known.all[b])): verdict
         for (a, b), verdict in replaced.items()
     }
-
-
-def _in_time(a: Saying, b: Saying) -> tuple[Saying, Saying]:
-    return (a, b) if (a.newest, a.number) <= (b.newest, b.number) else (b, a)
 
 
 def _united(known: Sayings, groups: dict[int, list[Saying]], a: Saying, b: Saying) -> bool:

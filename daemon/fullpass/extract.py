@@ -61,6 +61,8 @@ async def extract(work: Pass) -> Coverage | None:
     total = await windows.plan(work)
     await _expect(work, total)
     work.a_window_was_read = await _read_before(work)
+    async with work.lease.fenced() as connection:
+        await report_progress(work, connection)
     if total and not await batch.read_all(work, lambda: _work_all(work, total)):
         return None
     coverage = await measure_coverage(work)
@@ -114,25 +116,34 @@ async def _expect(work: Pass, total: int) -> None:
         """,
         work.job.user_id, work.source, _STATEMENTS,
     )  # fmt: skip
-    speeds = work.caller.speeds
-    if not speeds.knows(work.settings.extraction_model):
-        # A worker that has just started goes by what calls took others.
-        for call in await work.fetch(
-            """
-            select model, length(response) as characters, latency_ms from (
-                select id, model, response, latency_ms from fullpass.llm_calls
-                where response <> '' and latency_ms > 0 and not batch
-                order by id desc limit 200) as newest
-            order by id
-            """
-        ):
-            took = call["latency_ms"] / 1000
-            speeds.seen(call["model"], call["characters"], took, past=True)
     if row is not None:
         work.left.planned(
             windows=total, tokens=row["tokens"], facts=row["facts"], newest=row["newest"]
         )
         work.left.sections = row["conversations"] >= work.settings.min_conversations
+
+
+async def learn_speeds(work: Pass) -> None:
+    """Tell the estimate of time what calls took others, if this worker made none yet."""
+    speeds = work.caller.speeds
+    if work.caller.offline or speeds.knows(work.settings.extraction_model):
+        return
+    for call in await work.fetch(
+        """
+        select model, length(response) as characters, output_tokens, latency_ms from (
+            select id, model, response, output_tokens, latency_ms from fullpass.llm_calls
+            where response <> '' and latency_ms > 0 and not batch
+            order by id desc limit 200) as newest
+        order by id
+        """
+    ):
+        speeds.seen(
+            call["model"],
+            call["characters"],
+            call["latency_ms"] / 1000,
+            output_tokens=call["output_tokens"],
+            past=True,
+        )
 
 
 async def _work_all(work: Pass, total: int) -> None:

@@ -39,9 +39,9 @@ BATCH_PRICE = Decimal("0.5")
 
 _REPEATED = 0.1
 """Share of facts that repeat another and become one with it."""
-_PAIRS_PER_FACT = 0.17
+PAIRS_PER_FACT = 0.17
 """One for seven in the bundled example; many facts are more alike."""
-_FEW_FACTS = 10
+FEW_FACTS = 10
 """Fewer hold no two that are alike."""
 _MOST_PAIRS = 2_000
 _PAIRS_A_CALL = 26
@@ -151,14 +151,16 @@ def after_extraction(
     own_tokens: int,
     sections: bool = True,
     statement_tokens: float | None = None,
+    pairs: float | None = None,
 ) -> list[Calls]:
     """Foresee the calls of the steps after extraction, in order; some may be none.
 
-    `statement_tokens` is the length of a fact's statement, where it is known.
+    `statement_tokens` is the length of a fact's statement and `pairs` how many pairs of them rules
+    leave open, where that is known.
     """
     statement = _STATEMENT_TOKENS if statement_tokens is None else statement_tokens
     steps = [
-        _comparisons(facts),
+        _comparisons(facts, pairs),
         _reduction(facts, settings, line_tokens=statement + _AROUND_FACT),
         _memory(facts, settings, statement_tokens=statement),
     ]
@@ -197,9 +199,11 @@ def _extraction(found: Surveyed, facts: float) -> Calls:
     )
 
 
-def _comparisons(facts: int) -> Calls:
+def _comparisons(facts: int, pairs: float | None) -> Calls:
     """Pairs of facts that rules leave open, most of them put a second time."""
-    pairs = min(_MOST_PAIRS, round(facts * _PAIRS_PER_FACT)) if facts >= _FEW_FACTS else 0
+    if pairs is None:
+        pairs = facts * PAIRS_PER_FACT if facts >= FEW_FACTS else 0
+    pairs = min(_MOST_PAIRS, round(pairs))
     again = min(pairs, _SECOND_ROUND)
     # Batches have borders of their own: one more than the numbers ask for.
     calls = sum(ceil(n / _PAIRS_A_CALL) + 1 for n in (pairs, again) if n)

@@ -76,7 +76,9 @@ async def judge(work: Pass, pairs: Sequence[Pair], counts: Counter[str]) -> dict
     later = ceil(len(list(batched(pairs[:_MOST_TELLING]))) / abreast)
     first = await _asked(work, list(batched(pairs)), counts, ask=0, later=later)
     again = [p for p, relation in first.items() if relation != "separate" or p in telling]
-    second = await _asked(work, _turned(again), counts, ask=_SECOND_ASK)
+    third_at_least = [p for p in again if first[p] == "replaces"]
+    later = ceil(len(_turned(third_at_least)) / abreast)
+    second = await _asked(work, _turned(again), counts, ask=_SECOND_ASK, later=later)
     disputed = [pair for pair in again if second.get(pair, first[pair]) != first[pair]]
     counts["pairs_disputed"] += len(disputed)
     # What would take a fact out of MEMORY is asked until three agree, four times at most.

@@ -81,7 +81,7 @@ async def read_window(work: Pass, window_id: int, share: float) -> int:
             parts = []  # broken, not too long: a part of the chunk would fare no better
     shown = [m.shown for m in window.messages]
     facts = [check_fact(item, shown) for item in items.items]
-    work.left.found([f.statement for f in facts if f.rejected is None])
+    work.left.found([fact for fact in facts if fact.rejected is None])
     async with work.lease.fenced() as connection:
         halves = await windows.close(work, connection, window, "split" if parts else "done", tokens)
         if halves is None:

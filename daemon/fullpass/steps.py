@@ -22,7 +22,7 @@ from daemon.errors import HeldByBatch, Wait
 from daemon.fullpass import batch
 from daemon.fullpass.consolidate import consolidate
 from daemon.fullpass.context import STEPS, Pass, Step, keep_telling, report_progress
-from daemon.fullpass.extract import extract
+from daemon.fullpass.extract import extract, learn_speeds
 from daemon.fullpass.ingest import already_ingested, download, save_conversations
 from daemon.fullpass.memory import generate, save
 from daemon.fullpass.reader_process import ReaderProcess
@@ -47,6 +47,7 @@ async def full_pass(work: Pass) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises what the steps raise: GiveUp, TryAgain, Wait, Stop.
     """
+    await learn_speeds(work)
     if not await already_ingested(work):
         with _spool() as folder:
             async with ReaderProcess(check=work.lease.check) as reader:

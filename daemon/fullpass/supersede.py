@@ -67,12 +67,16 @@ class Succession:
 
 
 def succeed(
-    known: Sayings, meanings: list[Meaning], settled: Mapping[tuple[int, int], bool]
+    known: Sayings,
+    meanings: list[Meaning],
+    settled: Mapping[tuple[int, int], bool],
+    *,
+    share: float = 1.0,
 ) -> Succession:
     """Set `replaced_by` of every meaning that a later one replaces.
 
     `settled` holds what a model said of pairs (older, newer), named by their meaning's number:
-    whether the one replaces the other.
+    whether the one replaces the other. `share`: `meanings` are so much of all there are.
     """
     found = Succession()
 
@@ -85,7 +89,7 @@ def succeed(
     for questions, rule in _questions(known, meanings, subjects):
         for answers in questions.values():
             if len(answers) > 1:
-                _settle_question(answers, rule, said, found)
+                _settle_question(answers, rule, said, found, share)
     _follow_model(known, meanings, settled)
     return found
 
@@ -115,9 +119,11 @@ def _settle_question(
     rule: Callable[[Saying, Saying], tuple[bool, bool]],
     settled: Callable[[Meaning, Meaning], bool | None],
     found: Succession,
+    share: float,
 ) -> None:
     answers.sort(key=lambda m: m.newest.newest)
-    ahead = _LOOK_AHEAD if len(answers) <= _ENUMERATION else 2
+    few = len(answers) <= _ENUMERATION * share
+    ahead = _LOOK_AHEAD if few else 2
     for n in range(len(answers) - 2, -1, -1):
         older = answers[n]
         for newer in answers[n + 1 : n + 1 + ahead]:
@@ -128,7 +134,7 @@ def _settle_question(
                 said = settled(older, newer)
                 if said is not None:
                     verdict = said
-                elif len(answers) <= _ENUMERATION and len(found.doubts) < _MOST_DOUBTS:
+                elif few and len(found.doubts) < _MOST_DOUBTS:
                     found.doubts.append((older, newer, verdict))
             if verdict:
                 # The first to replace it, whichever question it was found by.

@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from daemon.fullpass import forecast
+from daemon.fullpass.pairs_ahead import PairsAhead
 from daemon.fullpass.repeats import Repeats
 from daemon.fullpass.tokens import estimate_tokens
 from daemon.llm.speed import CHARACTERS_PER_TOKEN, without_outliers
@@ -24,6 +25,7 @@ from daemon.llm.speed import CHARACTERS_PER_TOKEN, without_outliers
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from daemon.fullpass.facts import CheckedFact
     from daemon.llm.request import Purpose
     from daemon.llm.speed import Speeds
     from daemon.settings import Settings
@@ -35,8 +37,9 @@ _AFTER: tuple[tuple[str, Purpose], ...] = (
     ("generate_memory", "memory"),
     ("regenerate_sections", "sections"),
 )
-_NEWEST = 30
-"""So many windows say what the next one will take: a provider is not as quick all day."""
+_NEWEST = 15
+"""So many windows say what the next one will take: an allowance for the first ones is soon used up,
+and a provider is not as quick all day."""
 _LEAST_SHARE = 0.02
 """Before so much of an export was read nothing can be said of the rest."""
 _OVERDUE = 0.1
@@ -46,6 +49,8 @@ _OWN_SHARE = 0.3
 _SUPPOSED_WINDOWS = 0.3
 """What is supposed of the facts in a window counts as much as so many windows read: people differ
 more from each other than their windows do."""
+_NEAR = 0.25
+"""A time left is right if it is off by no more than 0.3 of it."""
 _WORTH_TELLING = 0.1
 _WORTH_TELLING_SECONDS = 0.3
 _SECONDS_A_FACT = 0.001
@@ -83,7 +88,9 @@ class TimeLeft:
     _read: int = 0
     _answered: int = 0
     _said: Repeats = field(default_factory=Repeats)
+    _pairs: PairsAhead = field(default_factory=PairsAhead)
     _said_before: int = 0
+    _facts_before: float = 0.0
     _not_looked_at: int = 0
     _statements: int = 0
     _statement_tokens: int = 0
@@ -110,6 +117,8 @@ class TimeLeft:
         for statement in newest:
             self._note(statement)
         self._said_before = self._said.said
+        if newest:
+            self._facts_before = self._said.different(of=len(newest)) * facts / len(newest)
         if not self.tokens:  # an earlier attempt saved them
             self.tokens, self.own_tokens = tokens, int(tokens * _OWN_SHARE)
 
@@ -141,11 +150,12 @@ class TimeLeft:
         if began is not None:
             (self._first_took if first else self._took_seconds).append(now - began)
 
-    def found(self, statements: Sequence[str]) -> None:
+    def found(self, facts: Sequence[CheckedFact]) -> None:
         """Note the facts of one window."""
         self._answered += 1
-        for statement in statements:
-            self._note(statement)
+        self._pairs.add(facts)
+        for fact in facts:
+            self._note(fact.statement)
 
     def _note(self, statement: str) -> None:
         self._said.add(statement)
@@ -170,13 +180,18 @@ class TimeLeft:
         """Return how long the pass will still take; None while nothing can be said."""
         if step != self._step:
             self._step, self._step_began = step, time.monotonic()
+        likely = self._seconds(step, share)
+        return likely and right_twice(likely, self._seconds(step, share, otherwise=True))
+
+    def _seconds(self, step: str, share: float, *, otherwise: bool = False) -> float | None:
         if step in _READING:
-            return self._while_reading(share)
-        if step == "extract_facts":
-            if self._windows is None:
-                return self._while_reading(1.0)
-            return self._extraction(self._windows) + self._after(self._all_facts(self._windows))
-        return self._after(self._all_facts(0), at=step)
+            return self._while_reading(share, otherwise=otherwise)
+        if step != "extract_facts":
+            return self._after(self._all_facts(0), at=step, otherwise=otherwise)
+        if self._windows is None:
+            return self._while_reading(1.0, otherwise=otherwise)
+        after = self._after(self._all_facts(self._windows), otherwise=otherwise)
+        return self._extraction(self._windows) + after
 
     def tell(self, seconds_left: float | None) -> None:
         """Note what people were told just now."""
@@ -194,7 +209,7 @@ class TimeLeft:
         off = abs(seconds - reads) > max(_WORTH_TELLING_SECONDS, _WORTH_TELLING * seconds)
         return seconds if off or in_words(seconds) != in_words(told) else None
 
-    def _while_reading(self, share: float) -> float | None:
+    def _while_reading(self, share: float, *, otherwise: bool) -> float | None:
         if share < _LEAST_SHARE or not (self.tokens or self.offline):
             return None
         rest = (time.monotonic() - self._reading_began) * (1 - share) / share
@@ -202,7 +217,8 @@ class TimeLeft:
         facts = self.own_tokens / share / forecast.OWN_TOKENS_PER_FACT
         if self.offline:
             return rest
-        return rest + ceil(windows) * self._window_seconds() / self._abreast + self._after(facts)
+        windows_seconds = ceil(windows) * self._window_seconds() / self._abreast
+        return rest + windows_seconds + self._after(facts, otherwise=otherwise)
 
     @property
     def _abreast(self) -> int:
@@ -244,7 +260,7 @@ class TimeLeft:
         looked_at = max(1, self._said_before + read)
         return different * (1 + self._not_looked_at / looked_at)
 
-    def _after(self, facts: float, *, at: str | None = None) -> float:
+    def _after(self, facts: float, *, at: str | None = None, otherwise: bool) -> float:
         """Return what the steps after extraction take, from step `at` on."""
         seconds, met = 0.0, at is None
         for step, purpose in _AFTER:
@@ -256,15 +272,16 @@ class TimeLeft:
                 spent = time.monotonic() - self._step_began if step == at else 0.0
                 seconds += _remaining(_SECONDS_A_FACT * facts, spent)
             if not self.offline:
-                seconds += self._calls_seconds(purpose, facts)
+                seconds += self._calls_seconds(purpose, facts, otherwise=otherwise)
         return seconds
 
-    def _calls_seconds(self, purpose: Purpose, facts: float) -> float:
+    def _calls_seconds(self, purpose: Purpose, facts: float, *, otherwise: bool) -> float:
         calls = self._known.get(purpose) or self._foreseen(purpose, facts)
         if not calls.waves:
             return 0.0
         model = forecast.model_of(purpose, self.settings)
-        one = self.speeds.seconds(model, self.speeds.length(purpose, calls.characters))
+        characters = self.speeds.length(purpose, calls.characters)
+        one = self.speeds.seconds(model, characters, otherwise=otherwise)
         spent = 0.0 if calls.began is None else time.monotonic() - calls.began
         return max(0.0, calls.waves - 1) * one + _remaining(one, spent)
 
@@ -279,6 +296,7 @@ class TimeLeft:
             statement_tokens=self._statement_tokens / self._statements
             if self._statements
             else None,
+            pairs=self._pairs.among(facts, before=self._facts_before),
         )
         step = next(calls for calls in foreseen if calls.purpose == purpose)
         waves = float(step.calls)
@@ -301,6 +319,14 @@ class TimeLeft:
 def memory_characters(statements: int, count: int) -> int:
     """Foresee the reply that writes MEMORY from `count` statements of so many characters in all."""
     return statements + count * forecast.AROUND_LINE_CHARACTERS
+
+
+def right_twice(likely: float, otherwise: float | None) -> float:
+    """Return what is near enough to both times, where that can be, else the likely one."""
+    if otherwise is None:
+        return likely
+    between = min(max(likely, (1 - _NEAR) * otherwise), (1 + _NEAR) * otherwise)
+    return between if abs(between - likely) <= _NEAR * likely else likely
 
 
 def _remaining(one: float, spent: float) -> float:

@@ -188,7 +188,12 @@ class Caller:
             reply = await self._call(scope, request, place)
             self.limiter.seen(len(request.text) + len(request.system) + len(reply.text))
             if reply.text:
-                self.speeds.seen(request.model, len(reply.text), reply.latency_ms / 1000)
+                self.speeds.seen(
+                    request.model,
+                    len(reply.text),
+                    reply.latency_ms / 1000,
+                    output_tokens=reply.usage.output_tokens if reply.usage else None,
+                )
             try:
                 value = read(_message(reply))
             except UselessReply as error:

@@ -7,7 +7,9 @@ with a receipt like any other (promise 2); an error's is trouble in passing. Imp
 library: itself imported only where a platform is set up.
 
 The same holds for a reply that comes packed as nobody here can unpack it, though none was asked to
-be: asked for again and again as if it had never come, each would be paid.
+be: asked for again and again as if it had never come, each would be paid. And one that has begun to
+come was answered, also where the link breaks before its end: it leaves a receipt, and is asked for
+again.
 """
 
 from __future__ import annotations
@@ -63,6 +65,10 @@ async def _bound(response: httpx2.Response) -> None:
             response,
         ),
         spoilt=_unread("the server's reply cannot be unpacked", response),
+        torn=CallFailed(
+            f"the server's reply, of status {response.status_code}, broke off",
+            perhaps_paid=response.status_code < 400,
+        ),
         inflate=encoding in _INFLATED,
         # Only a batch's results are asked for so, and only those are read line by line: an error in
         # their place is read whole, like any reply.
@@ -78,7 +84,7 @@ def _unread(said: str, response: httpx2.Response) -> CallError:
 class _Bounded(httpx2.AsyncByteStream):
     """A body that raises `error` when it grows too long; `by_line`, when one of its lines does.
 
-    It raises `spoilt` when it is not packed as it says.
+    It raises `spoilt` when it is not packed as it says, `torn` when the link breaks before its end.
     """
 
     def __init__(
@@ -87,18 +93,20 @@ class _Bounded(httpx2.AsyncByteStream):
         *,
         error: CallError,
         spoilt: CallError,
+        torn: CallError,
         inflate: bool,
         by_line: bool,
     ) -> None:
         self._stream = stream
         self._error = error
         self._spoilt = spoilt
+        self._torn = torn
         self._zlib = zlib.decompressobj(_GZIP_OR_ZLIB) if inflate else None
         self._by_line = by_line
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         held = 0
-        async for chunk in self._stream:
+        async for chunk in self._whole():
             if self._zlib is not None and self._zlib.eof:
                 # Behind the end of what was packed: counted, and not kept, as zlib would.
                 held += len(chunk)
@@ -112,6 +120,14 @@ class _Bounded(httpx2.AsyncByteStream):
                 if held > MOST_BYTES:
                     raise self._error
                 yield piece
+
+    async def _whole(self) -> AsyncIterator[bytes]:
+        """Yield what comes over the wire, or say that not all of it came."""
+        try:
+            async for chunk in self._stream:
+                yield chunk
+        except httpx2.TransportError as error:
+            raise self._torn from error
 
     def _pieces(self, chunk: bytes) -> Iterator[bytes]:
         """Yield what a chunk of the wire holds, never much at a time."""

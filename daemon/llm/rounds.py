@@ -3,8 +3,10 @@
 Half of what a call costs the worker's processor is its way to the database and back, twice: to ask
 whether it was ever paid, and to write what it brought. A receipt goes at once, and takes along
 whatever lookup waits. A lookup that nothing hangs on yet, since another call already waits for its
-place, may wait a moment for the next receipt (decision 0124). Owns who goes with whom, and that one
-bad row harms no other; leaves what is written and asked to `ledger.py`.
+place, may wait a moment for the next receipt (decision 0124). What the database did not take while
+it was away goes with whatever goes next, so that no lookup of this process overtakes it. Owns who
+goes with whom, and that one bad row harms no other; leaves what is written and asked to
+`ledger.py`.
 """
 
 from __future__ import annotations
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
 _log = get_logger()
 _RECORD_SECONDS = 300.0
 """How long a receipt is held on to while the database is away: it cannot be had a second time."""
-_FIRST_PAUSE_SECONDS = 0.2
-_LONGEST_PAUSE_SECONDS = 5.0
+_PAUSE_SECONDS = 0.2
+"""Between two tries while the database is away. Whatever was out of reach for longer than a lease
+is given to the next worker as soon as it answers: a receipt that comes later is paid a second time.
+"""
 _PATIENCE_SECONDS = 0.2
 """How long a lookup that is in no hurry waits for a receipt to go with: far below what any call
 takes, and longer than it is from one receipt to the next when five calls a second are answered."""
@@ -70,6 +74,8 @@ class Rounds:
         self._due = False
         """Whether something waits that must go as soon as it can."""
         self._alarm: asyncio.TimerHandle | None = None
+        self._held = 0
+        """Receipts that the database did not take when it was last asked."""
         self._under_way = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -92,7 +98,7 @@ class Rounds:
     async def settle(self) -> None:
         """Return when every receipt so far is written or given up, also those nobody waits for."""
         while self._receipts or self._tasks:
-            await asyncio.wait(self._tasks or {asyncio.ensure_future(asyncio.sleep(0))})
+            await asyncio.wait([*self._tasks, *(receipt.done for receipt in self._receipts)])
 
     async def look_up(self, key: str, job_id: UUID, *, patient: bool) -> dict[str, Any] | None:
         """Return what fullpass.tend_ledger tells of a key; `patient` may wait for company."""
@@ -101,9 +107,13 @@ class Rounds:
         self._lookups.append(lookup)
         if not patient:
             self._hurry(loop)
-        elif self._alarm is None:
-            self._alarm = loop.call_later(_PATIENCE_SECONDS, self._hurry, loop)
+        else:
+            self._hurry_in(_PATIENCE_SECONDS, loop)
         return await lookup.done
+
+    def _hurry_in(self, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+        if self._alarm is None:
+            self._alarm = loop.call_later(seconds, self._hurry, loop)
 
     def _hurry(self, loop: asyncio.AbstractEventLoop) -> None:
         """Go with all that wait, once those who come in this very turn of the loop are there."""
@@ -143,38 +153,41 @@ class Rounds:
         return lookups
 
     async def _travel(self, receipts: list[_Receipt], lookups: list[_Lookup]) -> None:
-        """Go there and back; with receipts again and again while the database is away."""
-        pause = _FIRST_PAUSE_SECONDS
+        """Go there and back. Receipts wait for the next time while the database is away."""
         try:
-            while True:
-                try:
-                    await self._once(receipts, lookups)
-                except Systemic as error:
-                    # Who asks is told, and gives the job back; who has paid holds on.
-                    _fail(lookups, error)
-                    lookups, receipts = [], _held(receipts, error)
-                except Exception as error:  # noqa: BLE001 - it belongs to the one it is about
-                    if len(receipts) + len(lookups) == 1:
-                        _fail([*receipts, *lookups], error)
-                    else:  # which of them it is about shows when each goes alone
-                        for receipt in receipts:
-                            self._start([receipt], [])
-                        for lookup in lookups:
-                            self._start([], [lookup])
-                        receipts, lookups = [], []
-                else:
-                    return
-                if not receipts:
-                    return
-                await asyncio.sleep(pause)
-                pause = min(_LONGEST_PAUSE_SECONDS, 2 * pause)
-                self._under_way += 1
-        finally:
-            # Where this was cancelled itself; all others are answered by now.
+            await self._once(receipts, lookups)
+        except Systemic as error:
+            # Who asks is told, and gives the job back; who has paid holds on.
+            _fail(lookups, error)
+            self._hold(receipts, error)
+        except asyncio.CancelledError:
             for receipt in receipts:
                 receipt.done.cancel()
             for lookup in lookups:
                 lookup.done.cancel()
+            raise
+        except Exception as error:  # noqa: BLE001 - it belongs to the one it is about
+            if len(receipts) + len(lookups) == 1:
+                _fail([*receipts, *lookups], error)
+            else:  # which of them it is about shows when each goes alone
+                for receipt in receipts:
+                    self._start([receipt], [])
+                for lookup in lookups:
+                    self._start([], [lookup])
+
+    def _hold(self, receipts: list[_Receipt], error: Systemic) -> None:
+        """Keep what was paid for the next try; what was kept for long is lost."""
+        begun = time.monotonic() - _RECORD_SECONDS
+        lost = [receipt for receipt in receipts if receipt.since < begun]
+        for receipt in lost:
+            _log.error("ledger.lost", purpose=receipt.row["purpose"], error=str(error))
+        _fail(lost, error)
+        self._receipts[:0] = [receipt for receipt in receipts if receipt.since >= begun]
+        if self._receipts:
+            if len(self._receipts) > self._held:
+                _log.warning("ledger.retrying", receipts=len(self._receipts), error=str(error))
+            self._hurry_in(_PAUSE_SECONDS, asyncio.get_running_loop())
+        self._held = len(self._receipts)
 
     async def _once(self, receipts: list[_Receipt], lookups: list[_Lookup]) -> None:
         """Go there and back once."""
@@ -188,6 +201,7 @@ class Rounds:
             self._under_way -= 1
             if self._due:
                 self._go()
+        self._held = 0
         for receipt in receipts:
             receipt.written()
             if not receipt.done.done():
@@ -201,19 +215,6 @@ class Rounds:
 
 def _json(documents: list[dict[str, Any]]) -> str | None:
     return msgspec.json.encode(documents).decode() if documents else None
-
-
-def _held(receipts: list[_Receipt], error: Systemic) -> list[_Receipt]:
-    """Return those that are still tried; the others are lost."""
-    begun = time.monotonic() - _RECORD_SECONDS
-    lost = [receipt for receipt in receipts if receipt.since < begun]
-    for receipt in lost:
-        _log.error("ledger.lost", purpose=receipt.row["purpose"], error=str(error))
-    _fail(lost, error)
-    held = [receipt for receipt in receipts if receipt.since >= begun]
-    if held:
-        _log.warning("ledger.retrying", receipts=len(held), error=str(error))
-    return held
 
 
 def _fail(ones: Sequence[_Receipt | _Lookup], error: Exception) -> None:

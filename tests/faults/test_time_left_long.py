@@ -33,6 +33,7 @@ SHAPES: dict[str, tuple[Callable[[], PlantedExport], dict[str, Any], dict[str, A
     ),
     "overloaded_now_and_then": (_usual, {"faults": {"overloaded": 0.05}}, {}),
     "an_allowance_a_minute": (_usual, {"requests_per_minute": 240}, {}),
+    "a_model_that_thinks": (_usual, {"thinking_tokens": 300}, {}),
     "a_small_memory": (_usual, {}, {"memory_max_tokens": 1500}),
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from daemon.database import open_pool
-from daemon.errors import BadCall, CallFailed, Systemic, UselessReply
+from daemon.errors import BadCall, CallFailed, Systemic, UselessReply, Wait
 from daemon.llm import batch_api, reply_size
 from daemon.llm.batch_api import PerhapsMade, batch_api_of
 from daemon.llm.caller import Caller, Scope
@@ -161,6 +161,31 @@ async def test_an_error_in_place_of_results_is_no_longer_for_its_lines() -> None
                 async for _ in api.results("msgbatch_1", "claude-haiku-5-5", requests=1):
                     pass
         assert server.sent_bytes < 4 * MOST_BYTES
+
+
+async def test_a_reply_that_breaks_off_under_way_leaves_a_receipt_and_is_asked_for_again(
+    database_url: str,
+) -> None:
+    pool = await open_pool(database_url)
+    async with endless() as (server, provider):
+        caller = Caller(provider, Ledger(pool), CallLimiter(ceiling=1, allowed=lambda _: 1))
+        scope = Scope(uuid.uuid4(), uuid.uuid4(), Nobody())
+        # More is announced than comes before the link is closed: it was answered all the same.
+        server.headers = f"{HEADERS}content-length: 1000\r\n"
+        server.body, server.endless = b'{"type": "message", "content": [', False
+        with pytest.raises(Wait, match="of status 200, broke off"):
+            await caller.ask(scope, replace(request(), tries=2), lambda reply: reply.text)
+        assert server.visits == 2
+        rows = await pool.fetch("select usable, stop_reason, cost_usd from fullpass.llm_calls")
+        assert [(row["usable"], row["cost_usd"]) for row in rows] == [(False, None)] * 2
+        assert all("broke off" in row["stop_reason"] for row in rows)
+        spent = await caller.ledger.spent(scope.job_id)
+        assert spent.unpriced_calls == 2
+        server.status = "500 Internal Server Error"  # of which nothing is paid
+        with pytest.raises(Wait, match="of status 500, broke off"):
+            await caller.ask(scope, replace(request(), tries=1), lambda reply: reply.text)
+        assert await pool.fetchval("select count(*) from fullpass.llm_calls") == 2
+    await pool.close()
 
 
 async def test_an_error_without_end_is_trouble_in_passing() -> None:

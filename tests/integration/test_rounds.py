@@ -165,6 +165,24 @@ async def test_while_the_database_is_away_lookups_say_so_and_receipts_hold_on(
     assert sorted(keys) == ["first", "held"]
 
 
+async def test_no_lookup_overtakes_a_receipt_that_the_database_did_not_take(
+    linked: tuple[TcpProxy, Ledger], pool: Pool
+) -> None:
+    proxy, ledger = linked
+    proxy.lose()
+    paid = [asyncio.create_task(record(ledger, f"held {n}")) for n in range(3)]
+    for _ in range(3):  # however often it was tried in vain
+        with pytest.raises(Systemic):
+            await text_of(ledger, "first")
+    paid[0].cancel()  # its job went to another attempt, which asks the same
+    settled = asyncio.create_task(ledger.settle())
+    assert not (await asyncio.wait({settled}, timeout=0.3))[0]  # a deadline that must pass
+    proxy.find()
+    assert [await text_of(ledger, f"held {n}") for n in range(3)] == ["answer"] * 3
+    await asyncio.wait_for(settled, 10)
+    assert await pool.fetchval("select count(*) from fullpass.llm_calls") == 4
+
+
 async def test_receipts_whose_answer_was_lost_are_written_once(
     linked: tuple[TcpProxy, Ledger], pool: Pool
 ) -> None:

@@ -46,3 +46,14 @@ async def test_of_a_person_known_already_only_what_is_new_takes_time(
         before=PlantedExport(whole.conversations[:20], []),
     )  # fmt: skip
     watched.check()
+
+
+async def test_a_server_that_answers_any_length_in_one_time_is_recognised(
+    database_url: str, tmp_path: Path, anthropic_server: AnthropicServer
+) -> None:
+    anthropic_server.behave(latency_seconds=0.2)
+    watched = await timed_pass(
+        database_url, anthropic_server, planted_export(conversations=40, facts_each=(2, 3, 4)),
+        tmp_path, fact_extraction_concurrency=1,
+    )  # fmt: skip
+    watched.check()

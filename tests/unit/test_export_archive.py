@@ -301,6 +301,39 @@ def test_any_number_of_files_of_unknown_names_is_read(tmp_path: Path) -> None:
     assert report.whole
 
 
+def test_lines_of_json_in_a_zip_are_read(tmp_path: Path) -> None:
+    lines = b"\n".join(dump(claude(own_id)) for own_id in ("c", "d"))
+    found, report = read(tmp_path, zipped({"data.jsonl": lines}), name="conversations-001.zip")
+    assert [c.id for c in found] == ["c", "d"]
+    assert (report.part, report.whole) == (True, True)
+
+
+def test_gemini_is_found_behind_all_else_that_a_takeout_holds(tmp_path: Path) -> None:
+    photos = {f"Takeout/Google Foto/{n}.jpg.json": dump({"title": str(n)}) for n in range(300)}
+    entry = {"header": "Gemini-Apps", "title": "Prompted hi", "time": "2025-11-13T14:50:57Z"}
+    activity = "Takeout/Meine Aktivitäten/Gemini-Apps/MeineAktivitäten.json"
+    found, report = read(tmp_path, zipped({**photos, activity: dump([entry])}))
+    assert [m.text for c in found for m in c.messages] == ["hi"]
+    assert report.members == [activity]
+
+
+def test_a_shard_that_was_downloaded_twice_is_read_beside_the_others(tmp_path: Path) -> None:
+    names = ("conversations-000 (1).json", "conversations-001.json", "conversations_002.json")
+    members = {name: shard(own_id) for name, own_id in zip(names, "cde", strict=True)}
+    found, report = read(tmp_path, zipped(members))
+    assert [c.id for c in found] == ["c", "d", "e"]
+    assert (report.part, report.whole) == (False, True)
+
+
+def test_another_apps_export_beside_the_conversations_is_told(tmp_path: Path) -> None:
+    entry = {"header": "Gemini Apps", "title": "Prompted hi", "time": "2025-11-13T14:50:57Z"}
+    activity = {"Takeout/My Activity/Gemini Apps/MyActivity.json": dump([entry])}
+    settings = {"shopping.json": b"[]", "file-x-notes.json": b'{"a": 1}', "chat.html": b"<html>"}
+    found, report = read(tmp_path, zipped({"conversations.json": GOOD, **activity, **settings}))
+    assert [c.id for c in found] == ["c"]
+    assert report.ignored == {"files of another export": 1}
+
+
 def test_of_a_gzip_file_all_before_the_damage_is_read(tmp_path: Path) -> None:
     content = bytearray(gzipped(dump([claude(f"c{n}") for n in range(9)])))
     content[-6] ^= 1  # its checksum

@@ -35,6 +35,22 @@ def test_a_current_node_that_is_not_there_is_as_good_as_none(tmp_path: Path) -> 
     assert len(spoken(tmp_path, talk("c", current_node="gone"))) == 2
 
 
+@pytest.mark.parametrize("how", ["null", "gone"])
+@pytest.mark.parametrize("current", ["c-5", None])
+def test_a_node_that_is_lost_takes_no_other_with_it(
+    tmp_path: Path, how: str, current: str | None
+) -> None:
+    """The half before it was left out in silence, and would have replaced a whole one."""
+    conversation = talk("c", *(f"t{n}" for n in range(6)), current_node=current)
+    for lost, kept in (("c-2", "t0 t1 t3 t4 t5"), ("c-5", "t0 t1 t2 t3 t4")):
+        mapping = dict(conversation["mapping"])
+        mapping.pop(lost)
+        if how == "null":
+            mapping[lost] = None
+        (found,), _ = read(tmp_path, dump([{**conversation, "mapping": mapping}]))
+        assert [m.text for m in found.messages] == kept.split()
+
+
 def test_a_loop_is_read_once_around_and_told(tmp_path: Path) -> None:
     conversation = talk("c", "one", "two", "three")
     conversation["mapping"]["c-0"]["parent"] = "c-2"
@@ -106,6 +122,19 @@ def test_quoted_pages_are_nobodys_words(tmp_path: Path) -> None:
     assert spoken(tmp_path, conversation)[1] == ("quote", "T\nhttps://x\nBody")
 
 
+def test_windows_the_app_looked_into_are_nobodys_words(tmp_path: Path) -> None:
+    content = {
+        "content_type": "app_pairing_content",
+        "workspaces": [{"app_name": "Terminal", "title": "zsh"}],
+        "context_parts": [{"workspace_id": "w", "text": "$ make test"}, None, {"text": None}],
+        "custom_instructions": None,
+    }
+    conversation = chatgpt(
+        "c", node("a", "user", "", content=content), node("b", "user", "What failed?")
+    )
+    assert spoken(tmp_path, conversation) == [("quote", "$ make test"), ("user", "What failed?")]
+
+
 def test_citation_marks_are_stripped(tmp_path: Path) -> None:
     text = "Known\ue200cite\ue202turn0search1\ue201 fact【12†source】 and\ue203 more【3†L1-L9】."
     conversation = chatgpt("c", node("a", "user", "Hi"), node("b", "assistant", text))
@@ -157,6 +186,35 @@ def test_custom_instructions_come_once_per_distinct_text(tmp_path: Path) -> None
     assert context[0].created_at == datetime.fromtimestamp(START + 0.5, UTC)
     assert len(context[0].id) == len("instructions:") + 16
     assert (report.conversations, report.context_entries, report.messages) == (3, 2, 3)
+
+
+def test_what_the_app_notes_of_the_day_is_nobodys_instruction(tmp_path: Path) -> None:
+    """Since 2025 it writes that beside them: each day would bring new custom instructions."""
+
+    def on(own_id: str, day: str, instructions: str) -> dict[str, Any]:
+        note = (
+            f"Very important: The user's timezone is Europe/Oslo. The current date is {day}. Any "
+            "dates before this are in the past.\nThe user's location is Oslo, Norway.\n\n"
+        )
+        content = {
+            "content_type": "user_editable_context",
+            "user_profile": note,
+            "user_instructions": instructions,
+        }
+        metadata = {"is_user_system_message": True, "user_context_message_data": {}}
+        context = node(f"{own_id}-i", "user", "", content=content, metadata=metadata)
+        return chatgpt(own_id, context, node(f"{own_id}-a", "user", "Hi"))
+
+    days = [
+        on("c", "6th August, 2025", "Name your sources."),
+        on("d", "7th August, 2025", "Name your sources."),
+        on("e", "8th August, 2025", ""),
+    ]
+    found, report = read(tmp_path, dump(days))
+    context = [m.text for c in found for m in c.messages if m.role == "instructions"]
+    assert context == ["Name your sources."]
+    assert report.ignored == {"notes of the app on date and place": 3}
+    assert (report.conversations, report.context_entries, report.messages) == (3, 1, 3)
 
 
 def test_older_custom_instructions_stand_in_the_metadata(tmp_path: Path) -> None:

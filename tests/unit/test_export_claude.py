@@ -48,6 +48,14 @@ def test_thinking_and_tools_are_left_out_although_the_top_level_text_repeats_the
     ]
 
 
+def test_what_the_app_injects_into_a_message_is_not_the_persons(tmp_path: Path) -> None:
+    note = {"type": "injected_prompt_block", "prompt": "It is Friday.", "text": "It is Friday."}
+    exported = message("a", "human", "Hi", content=[note, {"type": "text", "text": "Hi"}])
+    (found,), report = read(tmp_path, dump([claude("c", chat_messages=[exported])]))
+    assert [m.text for m in found.messages] == ["Hi"]
+    assert report.unknown_content_types == {}
+
+
 def test_a_message_of_tool_blocks_only_does_not_fall_back_to_its_text(tmp_path: Path) -> None:
     answer = message("b", "assistant", "thinking aloud", content=[{"type": "tool_use"}])
     assert texts(tmp_path, message("a", "human", "Hi"), answer) == [("user", "Hi")]
@@ -90,6 +98,25 @@ def test_messages_that_name_no_parent_follow_the_one_before(tmp_path: Path) -> N
         message("e", "assistant", "4"),
     )
     assert [text for _, text in found] == ["1", "2", "3", "4"]
+
+
+def test_a_message_that_is_lost_takes_no_other_with_it(tmp_path: Path) -> None:
+    """All before it was left out in silence, and the half would have replaced a whole one."""
+    root = "00000000-0000-4000-8000-000000000000"
+    exported: list[Any] = [
+        message("a", "human", "old", parent_message_uuid=root),
+        message("b", "assistant", "old answer", parent_message_uuid="a"),
+        message("c", "human", "edited", parent_message_uuid=root),
+        message("d", "assistant", "answer", parent_message_uuid="c"),
+        message("e", "human", "next", parent_message_uuid="d"),
+        message("f", "assistant", "last", parent_message_uuid="e"),
+    ]
+    for nameless in (None, {**exported[4], "uuid": None, "text": "", "content": []}):
+        assert [text for _, text in texts(tmp_path, *exported[:4], nameless, exported[5])] == [
+            "edited",
+            "answer",
+            "last",
+        ]
 
 
 def test_a_loop_of_parents_ends(tmp_path: Path) -> None:
@@ -154,6 +181,32 @@ def test_other_keys_may_stand_before_the_wrapped_conversations(tmp_path: Path) -
     assert report.whole
 
 
+def test_a_conversation_id_beside_its_messages_does_not_make_it_another_apps(
+    tmp_path: Path,
+) -> None:
+    """Taken for ChatGPT's, each was counted as one without a visible message."""
+    both = [claude(own_id, conversation_id=own_id) for own_id in ("c", "d")]
+    for content in (both, both[0]):
+        found, report = read(tmp_path, dump(content))
+        assert report.source == "claude"
+        assert [len(c.messages) for c in found] == [2] * report.conversations
+        assert report.empty == 0
+
+
+@pytest.mark.parametrize("names", [{"conversation_id": "x"}, {"uuid": "x", "name": "About x"}])
+def test_words_that_stand_where_no_reader_looks_are_told_as_damage(
+    tmp_path: Path, names: dict[str, str]
+) -> None:
+    other = {**names, "messages": [{"role": "user", "content": "Hello"}]}
+    _, report = read(tmp_path, dump([claude("c"), other]))
+    assert (report.empty, report.conversations, report.whole) == (0, 1, False)
+    assert report.damages == [
+        f"conversations.json, item 2: no conversation (its keys: {', '.join(other)})"
+    ]
+    with pytest.raises(BadExport, match="JSON, but no chat export"):
+        read(tmp_path, dump([other]))
+
+
 def test_memory_in_files_is_read(tmp_path: Path) -> None:
     files = [
         {"path": "/me.md", "content": "Ann bakes.", "updated_at": "2026-03-01T09:00:00Z"},
@@ -179,6 +232,13 @@ def test_an_export_in_several_files_says_which_to_upload(tmp_path: Path) -> None
             read(tmp_path, content)
         assert says in str(raised.value)
     _, report = read(
-        tmp_path, zipped({"conversations.json": dump([claude("c")]), "design_chats/d.json": b"{}"})
+        tmp_path,
+        zipped(
+            {
+                "conversations.json": dump([claude("c")]),
+                "design_chats/d.json": b"{}",
+                "reflections/r.json": b'{"reflections": []}',
+            }
+        ),
     )
-    assert report.ignored == {"design chats": 1}
+    assert report.ignored == {"design chats": 1, "reflections": 1}

@@ -155,6 +155,21 @@ def test_a_broken_first_conversation_loses_only_itself(tmp_path: Path) -> None:
         assert report.damaged == 1
 
 
+@pytest.mark.parametrize("limits", [None, Limits(held_bytes=2048, message_bytes=2048)])
+def test_a_broken_first_conversation_with_other_keys_in_front_loses_only_itself(
+    tmp_path: Path, limits: Limits | None
+) -> None:
+    """Nothing was read well yet to know the others by, and no beginning known beforehand."""
+    id_first = [{"id": each["id"], **each} for each in FIVE]
+    for text in (b'"answer 0', b'"answer 0" }{{ "x'):
+        broken = dump(id_first).replace(b'"answer 0"', text, 1)
+        ids, report = survivors(tmp_path, broken, limits=limits)
+        assert ids == ["c1", "c2", "c3", "c4"]
+        assert report is not None
+        assert not report.whole
+        assert report.damages[0].startswith("conversations.json, item 1: ")
+
+
 def test_every_conversation_broken_is_told_and_quick(tmp_path: Path) -> None:
     content = b"[" + b", ".join(dump(talk(f"c{i}"))[:-1] for i in range(2000)) + b"]"
     started = time.monotonic()

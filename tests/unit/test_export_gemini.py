@@ -72,6 +72,49 @@ def test_a_title_in_another_language_is_kept_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "title",
+    [
+        "使用: Gemini アプリ",
+        "Gemini-Apps verwendet",
+        "「x」というタイトルの Gemini Canvas を作成しました",
+    ],
+)
+def test_other_deeds_are_counted_in_other_languages_too(tmp_path: Path, title: str) -> None:
+    answered = entry(title, safeHtmlItem=[{"html": "<p>Yes.</p>"}])
+    found, report = read(
+        tmp_path, dump([entry(title), answered, entry("送信したメッセージ: お茶は?")])
+    )
+    assert [[m.text for m in c.messages] for c in found] == [
+        [title, "Yes."],
+        ["送信したメッセージ: お茶は?"],
+    ]
+    assert report.ignored == {"Gemini activity: other": 1}
+
+
+def test_a_picture_alone_is_no_word_of_the_persons(tmp_path: Path) -> None:
+    """The JSON then has a bare verb, and the page the names of the files below it."""
+    json = [
+        entry("Prompted ", safeHtmlItem=[{"html": "<p>A cat.</p>"}], imageFile="cat.png"),
+        entry("Prompted whose?", time="2025-11-13T14:51:57Z", attachedFiles=["a.png", "b.png"]),
+    ]
+    files = "Attached 2 files.<br>-&nbsp; a.png<br>-&nbsp; b.png<br>"
+    cells = page(
+        (
+            "Gemini Apps",
+            "Prompted&nbsp;<br>Attached 1 image.<br>-&nbsp; cat.png<br>"
+            "Nov 13, 2025, 2:50:57 PM UTC<br><p>A cat.</p>",
+        ),
+        ("Gemini Apps", f"Prompted&nbsp;whose?<br>{files}Nov 13, 2025, 2:51:57 PM UTC<br>"),
+    )
+    for content in (dump(json), cells):
+        found, _ = read(tmp_path, content)
+        assert [[(m.role, m.text) for m in c.messages] for c in found] == [
+            [("assistant", "A cat.")],
+            [("user", "whose?")],
+        ]
+
+
+@pytest.mark.parametrize(
     ("date", "expected"),
     [
         ("Nov 13, 2025, 9:50:57\u202fAM CST", datetime(2025, 11, 13, 15, 50, 57, tzinfo=UTC)),
@@ -100,6 +143,15 @@ def test_the_page_gives_the_same_as_the_json(tmp_path: Path, date: str, expected
     assert found[0].created_at == expected
     assert report.ignored == {"Chrome activity": 1}
     assert report.whole
+
+
+def test_lines_of_a_log_are_not_the_date_of_an_entry(tmp_path: Path) -> None:
+    log = "2025-11-12 08:00:00 ERROR refused"
+    date = "Nov 13, 2025, 2:50:57 PM UTC"
+    text = f"Prompted why?<br>{log}<br>Thanks<br>{date}<br><p>See</p><pre>{log}</pre>"
+    (found,), _ = read(tmp_path, page(("Gemini Apps", text)))
+    assert [m.text for m in found.messages] == [f"why?\n{log}\nThanks", f"See\n\n{log}"]
+    assert found.created_at == datetime(2025, 11, 13, 14, 50, 57, tzinfo=UTC)
 
 
 def test_a_page_cut_short_keeps_what_came_before(tmp_path: Path) -> None:

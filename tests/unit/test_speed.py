@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from daemon.fullpass.time_left import in_words
+from daemon.fullpass.time_left import in_words, right_twice
 from daemon.llm.speed import Speeds
 
 MODEL = "claude-haiku-5-5"
@@ -45,6 +45,81 @@ def test_waits_with_a_long_tail_do_not_hide_what_a_character_takes() -> None:
         long = speeds.seconds(MODEL, 20_000)
         within += abs(long - 5.14) <= 0.25 * 5.14
     assert within >= 54
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.2, 1.0])
+def test_a_server_that_answers_any_length_in_one_time_is_recognised(seconds: float) -> None:
+    speeds, dice = Speeds(), random.Random(3)
+    for _ in range(8):
+        characters = round(max(80.0, dice.gauss(680, 200)))
+        speeds.seen(MODEL, characters, seconds * dice.uniform(1.0, 1.08), past=True)
+    assert speeds.seconds(MODEL, 20_000) == pytest.approx(seconds, rel=0.1)
+
+
+def test_slow_calls_among_a_few_alike_do_not_make_a_model_one_that_answers_any_length_at_once() -> (
+    None
+):
+    within = 0
+    for trial in range(60):
+        speeds, dice = Speeds(), random.Random(trial)
+        for _ in range(30):
+            characters = round(dice.gauss(420, 17))
+            wait = 0.1 * dice.lognormvariate(0.0, 0.3)
+            speeds.seen(MODEL, characters, wait + 0.00025 * characters, past=True)
+        within += abs(speeds.seconds(MODEL, 20_000) - 5.1) <= 0.3 * 5.1
+    assert within >= 56
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.7])
+def test_what_a_model_thinks_is_no_part_of_what_a_longer_text_takes(sigma: float) -> None:
+    speeds, dice = Speeds(), random.Random(5)
+    for _ in range(40):
+        characters = round(max(80.0, dice.gauss(680, 200)))
+        tokens = characters // 4 + round(300 * dice.lognormvariate(0.0, sigma))
+        took = 0.1 * dice.lognormvariate(0.0, 0.3) + 0.001 * tokens
+        speeds.seen(MODEL, characters, took, output_tokens=tokens, past=True)
+    assert speeds.seconds(MODEL, 20_000) == pytest.approx(5.45, rel=0.2)
+
+
+def test_scripts_with_more_tokens_for_a_character_are_counted_by_what_was_billed() -> None:
+    speeds, dice = Speeds(), random.Random(6)
+    for _ in range(40):
+        characters = round(max(40.0, dice.gauss(300, 90)))
+        took = 0.5 * dice.lognormvariate(0.0, 0.3) + 0.01 * characters
+        speeds.seen(MODEL, characters, took, output_tokens=characters, past=True)
+    assert speeds.seconds(MODEL, 6_000) == pytest.approx(60.5, rel=0.2)
+
+
+@pytest.mark.parametrize("billed", [1, 500])
+def test_a_server_that_bills_any_reply_alike_is_timed_by_its_text(billed: int) -> None:
+    speeds, dice = Speeds(), random.Random(7)
+    for _ in range(60):
+        characters = round(max(80.0, dice.gauss(680, 200)))
+        took = 0.1 * dice.lognormvariate(0.0, 0.3) + 0.00025 * characters
+        speeds.seen(MODEL, characters, took, output_tokens=billed, past=True)
+    assert speeds.seconds(MODEL, 20_000) == pytest.approx(5.1, rel=0.25)
+
+
+def test_while_two_kinds_of_server_explain_what_was_seen_both_are_told() -> None:
+    speeds, dice = Speeds(), random.Random(8)
+    for _ in range(8):
+        speeds.seen(MODEL, 680, 0.2 * dice.uniform(0.9, 1.1), past=True)
+    likely, otherwise = (speeds.seconds(MODEL, 20_000, otherwise=o) for o in (False, True))
+    assert otherwise == pytest.approx(0.2, rel=0.1)
+    assert likely > 10 * otherwise
+    for characters in (200, 1500, 80, 900, 400, 1200):
+        speeds.seen(MODEL, characters, 0.2 * dice.uniform(0.9, 1.1), past=True)
+    likely, otherwise = (speeds.seconds(MODEL, 20_000, otherwise=o) for o in (False, True))
+    assert likely == otherwise == pytest.approx(0.2, rel=0.1)
+
+
+def test_a_time_near_enough_to_both_that_may_be_is_told_where_there_is_one() -> None:
+    for likely, otherwise in ((60.0, 90.0), (90.0, 60.0), (60.0, 60.0)):
+        told = right_twice(likely, otherwise)
+        assert abs(told - likely) <= 0.25 * likely
+        assert abs(told - otherwise) <= 0.25 * otherwise
+    assert right_twice(60.0, 300.0) == 60.0
+    assert right_twice(60.0, None) == 60.0
 
 
 def test_a_provider_that_slows_down_is_believed_and_other_models_are_not_concerned() -> None:
