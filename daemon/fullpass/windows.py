@@ -67,11 +67,17 @@ class Window:
     def text(self) -> str:
         """Render the messages as the prompt shows them: labelled, fenced, data only.
 
-        A day is told where it changes: of a label's tokens it takes a third.
+        A day is told where it changes: of a label's tokens it takes a third. Where another
+        conversation begins is told too, or a game would go on in what the person says next.
         """
         days = ["", *(_day(m.shown) for m in self.messages)]
+        within = [m.conversation_id for m in (*self.messages[:1], *self.messages)]
         return "\n".join(
-            shown(m.shown, day=day if n == 0 or day != days[n] else None)
+            shown(
+                m.shown,
+                day=day if n == 0 or day != days[n] else None,
+                begins=m.conversation_id != within[n],
+            )
             for n, (m, day) in enumerate(zip(self.messages, days[1:], strict=True))
         )
 
@@ -83,9 +89,19 @@ def _day(message: NumberedMessage) -> str:
     return "" if message.at is None else f"{message.at:%Y-%m-%d}"
 
 
-def shown(message: NumberedMessage, *, day: str | None) -> str:
-    """Render one message; `day` None where it is that of the message before, "" where unknown."""
+_WEEK = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+
+
+def shown(message: NumberedMessage, *, day: str | None, begins: bool = False) -> str:
+    """Render one message; `day` None where it is that of the message before, "" where unknown.
+
+    The weekday is told with it: "last Friday" is reckoned from it, and models misreckon it.
+    """
     date = "" if day is None else f' date="{day}"'
+    if day and message.at is not None:
+        date += f' day="{_WEEK[message.at.weekday()]}"'
+    if begins:
+        date += ' conversation="new"'
     # Text cannot close its own fence: the mark that would is broken by an invisible space.
     text = _FENCE.sub("<\u200b", message.text)
     return f'<message n="{message.number}" role="{message.role}"{date}>\n{text}\n</message>'

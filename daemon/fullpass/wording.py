@@ -176,12 +176,21 @@ _LETTERS = re.compile(r"[^\W\d_]+(?:\+\+|\+|#)?")
 
 
 def _denied_once(words: list[str]) -> list[str]:
-    """Count "ne … pas" and "not … any more" as one denial; a last word's denies the whole."""
+    """Count "ne … pas" and "not … any more" as one denial; a last word's denies the whole.
+
+    "Wants no meetings" is "does not want meetings": what a predicate denies, it is denied.
+    """
     once = [w for n, w in enumerate(words) if w != NOT or NOT not in words[max(0, n - 2) : n]]
+    for n in range(1, len(once)):
+        if once[n] == NOT and once[n - 1] in _DENIED_WITH_WHAT_THEY_TAKE:
+            once[n - 1 : n + 1] = [NOT, once[n - 1]]
     if once[-1:] == [NOT]:
         once.pop()
         once = once if NOT in once else [NOT, *once]
     return once
+
+
+_DENIED_WITH_WHAT_THEY_TAKE = frozenset({"~has", "~like", "~speak", "~use", "~want"})
 
 
 def _bare_verb(words: list[str]) -> list[str]:
@@ -262,14 +271,23 @@ def _phrased(words: list[str], name: str) -> int:
 
 @cache
 def _signs() -> dict[str, tuple[tuple[str, float], ...]]:
-    """Return which languages each known word speaks for, and how much."""
+    """Return which languages each known word speaks for, and how much.
+
+    Months and words of order weigh least, but alone they keep "vom 30. Mai bis 2. Juni" from being
+    read as Italian, where "mai" denies.
+    """
     signs: dict[str, tuple[tuple[str, float], ...]] = {}
     for name, language in _wording().languages.items():
         if name != "all":
-            for word in language.filler | language.phrases.keys():
-                weight = 1.0 if word in language.filler else 0.7
+            for word in language.filler | language.phrases.keys() | _weakly(language):
+                known = 0.7 if word in language.phrases else 0.5
+                weight = 1.0 if word in language.filler else known
                 signs[word] = (*signs.get(word, ()), (name, weight))
     return signs
+
+
+def _weakly(language: _Language) -> set[str]:
+    return {word for word in language.months.keys() | language.order if word[0] != ">"}
 
 
 def _with_days(words: list[str]) -> list[str]:

@@ -264,3 +264,9 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_read(tmp_pat
     assert done.returncode == 2
     assert done.stderr.startswith("error: --out: cannot write in taken/here")
     assert not cli.home.exists()
+
+
+def test_what_is_done_does_not_say_that_it_starts() -> None:
+    begun = Shown(0.0)
+    ended = Shown(0.0, Progress("complete", None, None, 100, 14, cost_usd=0.01, calls=16))
+    assert (begun.step, ended.step) == ("Starting", "Done")

@@ -84,6 +84,8 @@ def current(*mentions: tuple[str, float] | tuple[str, float, str]) -> list[int]:
         ("Eats nothing after 8 pm", "Never eats after 8 pm"),
         ("Живёт в Казани", "Живет в Казани"),
         ("Ya no fuma", "Nunca fuma"),
+        ("Decided against the course in Leeds", "Decided not to do the course in Leeds"),
+        ("Likes tea over coffee and wants no sugar", "Likes tea over coffee, doesn't want sugar"),
     ],
 )
 def test_wording_makes_no_difference(one: str, other: str) -> None:
@@ -107,6 +109,9 @@ def test_wording_makes_no_difference(one: str, other: str) -> None:
         ("Spends less than 5 €", "Spends more than 5 €"),
         ("Anna teaches Bob chess", "Bob teaches Anna chess"),
         ("Trinkt Kaffee", "Trinkt keinen Kaffee"),
+        ("Isst Fisch und Eier", "Isst weder Fisch noch Eier"),
+        ("Decided on the course in Leeds", "Decided against the course in Leeds"),
+        ("Likes tea and wants no sugar", "Likes no tea and wants sugar"),
         ("Works with 0.500 kg", "Works with 500 kg"),
         ("喜欢茶不喜欢咖啡", "不喜欢茶喜欢咖啡"),
     ],
@@ -116,6 +121,19 @@ def test_what_differs_is_never_the_same_whoever_says_so(one: str, other: str) ->
     assert a.key != b.key
     if "Anna teaches" not in one and "less" not in one and "🐶" not in one and "C" != one[-1]:
         assert not may_be_same(a, b)
+
+
+def test_a_month_tells_the_language_and_denies_nothing() -> None:
+    """Read as Italian, where "mai" is never, a trip in May was no trip."""
+    trip = read("Reist vom 30. Mai bis 2. Juni 2025 mit Jonas nach Lissabon")
+    assert (trip.language, trip.negated) == ("de", False)
+    assert trip.values == ("@-05-30", "@2025-06-02")
+    again = read("Fliegt am 30. Mai 2025 mit Jonas nach Lissabon, bleibt bis zum 2. Juni 2025")
+    assert may_be_same(trip, again)
+    planned = read("Release 1.0 von Zugvogel soll am 1. Oktober 2025 erscheinen")
+    assert planned.values == ("#1.0", "@2025-10-01")
+    assert read("Non mangia mai carne").negated
+    assert read("Reads von Neumann in August").language == "en"
 
 
 @pytest.mark.parametrize(

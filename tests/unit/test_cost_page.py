@@ -64,8 +64,11 @@ def test_the_dollars_of_a_pass_follow_from_its_tokens(model: Model) -> None:
     assert float(total / 1_000_000) == pytest.approx(float(told[0][1:]), abs=0.006)
 
 
-def test_only_the_model_that_the_page_names_caches_extraction() -> None:
-    assert [model.id for model in MODELS if caches(model)] == ["claude-haiku-5-5"]
+def test_only_the_models_that_the_page_names_cache_extraction() -> None:
+    assert [model.id for model in MODELS if caches(model)] == [
+        "claude-haiku-5-5", "claude-sonnet-5-5",
+    ]  # fmt: skip
+    assert "above the minima of Haiku 5.5 and Sonnet 5.5" in PAGE
 
 
 def test_thinking_is_priced_as_the_page_says() -> None:

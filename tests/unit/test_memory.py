@@ -16,6 +16,7 @@ from daemon.fullpass.memory import (
     supported,
     without_citations,
 )
+from daemon.fullpass.prompts import prompt
 from daemon.fullpass.reduce import Item
 from daemon.fullpass.tokens import estimate_tokens
 
@@ -110,6 +111,30 @@ def test_citations_of_any_shape_are_read_or_passed_over(cited: object) -> None:
     )
     assert line.text == "Lives in Ghent"
     assert details["lines_rejected"] == 1
+
+
+def test_what_is_asked_of_a_line_is_what_is_believed_of_it() -> None:
+    """Half of an able model's lines were dropped for rules that the prompt had not told."""
+    facts = [
+        "Wants no Hibernate suggestions", "Does not trust ORMs", "Lives in Ghent since 3 May 2024",
+    ]  # fmt: skip
+    held = [item(text) for text in facts]
+    one = {"text": f"{facts[0]}, {facts[1].lower()}; {facts[2]}", "facts": [1, 2, 3]}
+    assert accept([one], held)[1]["lines_accepted"] == 1
+    again = {"text": facts[2], "facts": [3]}
+    assert accept([one, again], held)[1]["lines_rejected"] == 1
+    told = " ".join(prompt("memory").text.split())
+    assert "Each fact is in one line only." in told
+    assert "in their own words: each keeps every word that tells something" in told
+    assert 'its own "not"' in told
+    # Across categories one heading would lose what stands under another.
+    exam = [
+        item("Learns Thai", 1, category="projects"),
+        item("Exam is on 3 May", 2, category="dates"),
+    ]
+    (line,), _ = accept([{"text": "Learns Thai; exam is on 3 May", "facts": [1, 2]}], exam)
+    assert line.category == "projects"
+    assert "Join facts of one category that belong together" in told
 
 
 def test_a_line_cites_all_of_its_facts() -> None:
