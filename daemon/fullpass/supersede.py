@@ -14,7 +14,7 @@ message, answers the same question and both cannot hold:
 "Later" goes by when it was said; in one conversation then by the order of its messages, else by
 the day it is about. What has no date is older than all that has one, and among the undated of
 several conversations none replaces another. `doubts` are the pairs of which rules 2 to 4 only
-guess; a model may settle them.
+guess; a model may settle them, and those of rule 4 also where it does not guess.
 """
 
 from __future__ import annotations
@@ -130,11 +130,14 @@ def _settle_question(
             if newer is older or not _later(older.newest, newer.newest):
                 continue
             verdict, certain = rule(older.newest, newer.newest)
-            if not certain:
+            # A slot is a model's word too: what two votes call separate are two answers, unless
+            # they are one sentence with two values.
+            frames = older.newest.reading.frame, newer.newest.reading.frame
+            if not certain or (rule is _answered and frames[0] != frames[1]):
                 said = settled(older, newer)
                 if said is not None:
                     verdict = said
-                elif few and len(found.doubts) < _MOST_DOUBTS:
+                elif not certain and few and len(found.doubts) < _MOST_DOUBTS:
                     found.doubts.append((older, newer, verdict))
             if verdict:
                 # The first to replace it, whichever question it was found by.

@@ -455,3 +455,25 @@ def test_an_answer_said_again_later_is_not_replaced_by_what_came_between() -> No
     meanings = [Meaning(sayings) for sayings in known.meanings()]
     succeed(known, meanings, {(known.meaning_of(porto), known.meaning_of(ghent)): True})
     assert [m.newest.newest_row for m in meanings if m.replaced_by is None] == [2]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "left"),
+    [
+        (
+            "Wants answers kept short and without a pep talk",
+            "Wants full reasoning for data questions, otherwise short answers",
+            [0, 1],
+        ),
+        ("Wants answers of 3 pages", "Wants answers of 5 pages", [1]),  # one sentence, two values
+    ],
+)
+def test_two_answers_of_one_slot_that_a_model_calls_separate_both_stand(
+    earlier: str, later: str, left: list[int]
+) -> None:
+    assert current((earlier, 1, "answer style"), (later, 2, "answer style")) == [1]
+    known = said((earlier, 1, "answer style"), (later, 2, "answer style"))
+    first, second = sorted(known.all, key=lambda s: s.newest_row)
+    meanings = [Meaning(sayings) for sayings in known.meanings()]
+    succeed(known, meanings, {(known.meaning_of(first), known.meaning_of(second)): False})
+    assert sorted(m.newest.newest_row for m in meanings if m.replaced_by is None) == left
