@@ -49,8 +49,6 @@ _OWN_SHARE = 0.3
 _SUPPOSED_WINDOWS = 0.3
 """What is supposed of the facts in a window counts as much as so many windows read: people differ
 more from each other than their windows do."""
-_NEAR = 0.25
-"""A time left is right if it is off by no more than 0.3 of it."""
 _WORTH_TELLING = 0.1
 _WORTH_TELLING_SECONDS = 0.3
 _SECONDS_A_FACT = 0.001
@@ -180,18 +178,13 @@ class TimeLeft:
         """Return how long the pass will still take; None while nothing can be said."""
         if step != self._step:
             self._step, self._step_began = step, time.monotonic()
-        likely = self._seconds(step, share)
-        return likely and right_twice(likely, self._seconds(step, share, otherwise=True))
-
-    def _seconds(self, step: str, share: float, *, otherwise: bool = False) -> float | None:
         if step in _READING:
-            return self._while_reading(share, otherwise=otherwise)
-        if step != "extract_facts":
-            return self._after(self._all_facts(0), at=step, otherwise=otherwise)
-        if self._windows is None:
-            return self._while_reading(1.0, otherwise=otherwise)
-        after = self._after(self._all_facts(self._windows), otherwise=otherwise)
-        return self._extraction(self._windows) + after
+            return self._while_reading(share)
+        if step == "extract_facts":
+            if self._windows is None:
+                return self._while_reading(1.0)
+            return self._extraction(self._windows) + self._after(self._all_facts(self._windows))
+        return self._after(self._all_facts(0), at=step)
 
     def tell(self, seconds_left: float | None) -> None:
         """Note what people were told just now."""
@@ -209,7 +202,7 @@ class TimeLeft:
         off = abs(seconds - reads) > max(_WORTH_TELLING_SECONDS, _WORTH_TELLING * seconds)
         return seconds if off or in_words(seconds) != in_words(told) else None
 
-    def _while_reading(self, share: float, *, otherwise: bool) -> float | None:
+    def _while_reading(self, share: float) -> float | None:
         if share < _LEAST_SHARE or not (self.tokens or self.offline):
             return None
         rest = (time.monotonic() - self._reading_began) * (1 - share) / share
@@ -217,8 +210,7 @@ class TimeLeft:
         facts = self.own_tokens / share / forecast.OWN_TOKENS_PER_FACT
         if self.offline:
             return rest
-        windows_seconds = ceil(windows) * self._window_seconds() / self._abreast
-        return rest + windows_seconds + self._after(facts, otherwise=otherwise)
+        return rest + ceil(windows) * self._window_seconds() / self._abreast + self._after(facts)
 
     @property
     def _abreast(self) -> int:
@@ -260,7 +252,7 @@ class TimeLeft:
         looked_at = max(1, self._said_before + read)
         return different * (1 + self._not_looked_at / looked_at)
 
-    def _after(self, facts: float, *, at: str | None = None, otherwise: bool) -> float:
+    def _after(self, facts: float, *, at: str | None = None) -> float:
         """Return what the steps after extraction take, from step `at` on."""
         seconds, met = 0.0, at is None
         for step, purpose in _AFTER:
@@ -272,16 +264,15 @@ class TimeLeft:
                 spent = time.monotonic() - self._step_began if step == at else 0.0
                 seconds += _remaining(_SECONDS_A_FACT * facts, spent)
             if not self.offline:
-                seconds += self._calls_seconds(purpose, facts, otherwise=otherwise)
+                seconds += self._calls_seconds(purpose, facts)
         return seconds
 
-    def _calls_seconds(self, purpose: Purpose, facts: float, *, otherwise: bool) -> float:
+    def _calls_seconds(self, purpose: Purpose, facts: float) -> float:
         calls = self._known.get(purpose) or self._foreseen(purpose, facts)
         if not calls.waves:
             return 0.0
         model = forecast.model_of(purpose, self.settings)
-        characters = self.speeds.length(purpose, calls.characters)
-        one = self.speeds.seconds(model, characters, otherwise=otherwise)
+        one = self.speeds.seconds(model, self.speeds.length(purpose, calls.characters))
         spent = 0.0 if calls.began is None else time.monotonic() - calls.began
         return max(0.0, calls.waves - 1) * one + _remaining(one, spent)
 
@@ -319,14 +310,6 @@ class TimeLeft:
 def memory_characters(statements: int, count: int) -> int:
     """Foresee the reply that writes MEMORY from `count` statements of so many characters in all."""
     return statements + count * forecast.AROUND_LINE_CHARACTERS
-
-
-def right_twice(likely: float, otherwise: float | None) -> float:
-    """Return what is near enough to both times, where that can be, else the likely one."""
-    if otherwise is None:
-        return likely
-    between = min(max(likely, (1 - _NEAR) * otherwise), (1 + _NEAR) * otherwise)
-    return between if abs(between - likely) <= _NEAR * likely else likely
 
 
 def _remaining(one: float, spent: float) -> float:

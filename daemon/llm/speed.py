@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass
-from math import copysign, exp, fsum, log, log1p
+from math import copysign, exp, fsum, inf, log
 from statistics import fmean, median
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,8 +39,6 @@ _BELIEF = 1.4
 """By which factor that is usually off from what is supposed."""
 _FLAT = 0.05
 """How likely it is, before any call, that a server answers any length in one time."""
-_HARDLY = 3.5
-"""So much less likely (its logarithm) is what can hardly be."""
 _SCATTER = 0.1
 """Calls of one length differ by so much, as far as one call could tell."""
 _LEAST_SECONDS = 0.001
@@ -69,7 +67,7 @@ class Speeds:
         self._calls: dict[str, deque[_Call]] = {}
         self._first: dict[str, list[_Call]] = {}
         self._first_answer: dict[str, float] = {}
-        self._lines: dict[str, tuple[_Line, _Line]] = {}
+        self._lines: dict[str, _Line] = {}
         self._lengths: dict[Purpose, deque[float]] = {}
 
     def seen(
@@ -96,11 +94,8 @@ class Speeds:
         """Whether a call of this model was ever seen."""
         return model_named(model).id in self._calls
 
-    def seconds(self, model: str, characters: float, *, otherwise: bool = False) -> float:
-        """Return how long a reply of so many characters is likely to take.
-
-        `otherwise`: if it is the other of two kinds of server, as far as that may still be.
-        """
+    def seconds(self, model: str, characters: float) -> float:
+        """Return how long a reply of so many characters is likely to take."""
         name = model_named(model).id
         calls = list(self._calls.get(name, ()))
         if len(calls) < _LEAST_CALLS:
@@ -108,8 +103,8 @@ class Speeds:
         if not calls:
             return _supposed(characters / CHARACTERS_PER_TOKEN)
         if name not in self._lines:
-            self._lines[name] = _lines(calls)
-        return self._lines[name][otherwise].at(characters)
+            self._lines[name] = _line(calls)
+        return self._lines[name].at(characters)
 
     def wrote(self, purpose: Purpose, *, foreseen: float, characters: int) -> None:
         """Learn how long a reply was, which was foreseen to have so many characters."""
@@ -133,13 +128,14 @@ class _Line:
     wait: float
     a_token: float
     """In seconds."""
+    likelihood: float
 
     def at(self, characters: float) -> float:
         return self.wait + self.a_token * (self.thought + self.a_character * characters)
 
 
-def _lines(calls: list[_Call]) -> tuple[_Line, _Line]:
-    """Return the line that explains some calls best, and the one that is right if it is wrong.
+def _line(calls: list[_Call]) -> _Line:
+    """Return the line that explains some calls best.
 
     What was billed says more than what can be read, since a model may think. Where time goes by the
     text all the same, the server bills something else.
@@ -147,14 +143,14 @@ def _lines(calls: list[_Call]) -> tuple[_Line, _Line]:
     characters = [float(call.characters) for call in calls]
     seconds = [call.seconds for call in calls]
     read = [count / CHARACTERS_PER_TOKEN for count in characters]
-    by_text, likelihood = _fitted(read, seconds, thought=0.0, a_character=1 / CHARACTERS_PER_TOKEN)
+    by_text = _fitted(read, seconds, thought=0.0, a_character=1 / CHARACTERS_PER_TOKEN)
     tokens = [float(call.tokens) for call in calls if call.tokens is not None]
     if len(tokens) < len(calls) or fsum(tokens) < _LEAST_TOKENS_A_CHARACTER * fsum(characters):
         return by_text
     a_character = _tokens_a_character(characters, tokens)
     thought = max(0.0, fmean(tokens) - a_character * fmean(characters))
-    by_tokens, likelier = _fitted(tokens, seconds, thought=thought, a_character=a_character)
-    return by_text if likelihood > likelier + _CLEARLY else by_tokens
+    by_tokens = _fitted(tokens, seconds, thought=thought, a_character=a_character)
+    return by_text if by_text.likelihood > by_tokens.likelihood + _CLEARLY else by_tokens
 
 
 def _tokens_a_character(characters: list[float], tokens: list[float]) -> float:
@@ -179,36 +175,29 @@ def _tokens_a_character(characters: list[float], tokens: list[float]) -> float:
 
 def _fitted(
     lengths: list[float], seconds: list[float], *, thought: float, a_character: float
-) -> tuple[tuple[_Line, _Line], float]:
-    """Fit what calls took to their lengths in tokens: the likelier line, the other, how likely.
-
-    Either nothing goes by the length, which is a wait without end, or something does. One of the
-    two that can hardly be is not thought of: the likelier stands for it too.
-    """
+) -> _Line:
+    """Fit what calls took to their lengths in tokens."""
     lengths = [max(1.0, length) for length in lengths]
     took = _without_outliers(lengths, [max(_LEAST_SECONDS, one) for one in seconds])
-    worth, sloped, flat = _wait(lengths, took)
-    # The usual call tells what a token takes: what comes on top now and then is waiting.
-    usual = fmean(log(t / (worth + x)) for x, t in zip(lengths, took, strict=True))
-    a_token = min(exp(usual), fmean(took) / fmean(lengths))
-    kinds = []
-    for rate, _ in sorted(((a_token, sloped), (0.0, flat)), key=lambda kind: -kind[1]):
-        wait = fmean(took) - rate * fmean(lengths)
-        level = wait + rate * fmean(lengths[-_NEWEST_LEVEL:])
-        change = fmean(took[-_NEWEST_LEVEL:]) / level - 1 if level > 0 else 0.0
-        now = 1 + copysign(max(0.0, abs(change) - _CHANCE), change)
-        kinds.append(_Line(thought, a_character, now * wait, now * rate))
-    likely, other = kinds
-    apart = abs(sloped - flat)
-    both = max(sloped, flat) + log1p(exp(-apart))
-    return (likely, likely if apart > _HARDLY else other), both
+    worth, likelihood = _wait(lengths, took)
+    a_token = 0.0
+    if worth < inf:
+        # The usual call tells what a token takes: what comes on top now and then is waiting.
+        usual = fmean(log(t / (worth + x)) for x, t in zip(lengths, took, strict=True))
+        a_token = min(exp(usual), fmean(took) / fmean(lengths))
+    wait = fmean(took) - a_token * fmean(lengths)
+    level = wait + a_token * fmean(lengths[-_NEWEST_LEVEL:])
+    change = fmean(took[-_NEWEST_LEVEL:]) / level - 1 if level > 0 else 0.0
+    now = 1 + copysign(max(0.0, abs(change) - _CHANCE), change)
+    return _Line(thought, a_character, now * wait, now * a_token, likelihood)
 
 
-def _wait(lengths: list[float], seconds: list[float]) -> tuple[float, float, float]:
-    """Return what the wait is worth in tokens if the length matters, and how likely it does or not.
+def _wait(lengths: list[float], seconds: list[float]) -> tuple[float, float]:
+    """Return what the wait is worth in tokens, and how likely that makes what was seen.
 
-    Each is as likely (its logarithm) as it was supposed to be, times how well it explains what
-    calls took (Bayes).
+    Each is as likely as it was supposed to be, times how well it explains what calls took (Bayes).
+    Either nothing goes by the length, which is a wait without end, or something does: what lies
+    between the two is never right, so it is not said.
     """
     usual = FIRST_TOKEN_SECONDS * OUTPUT_TOKENS_PER_SECOND
     prior = [exp(-0.5 * (log(wait / usual) / log(_BELIEF)) ** 2) for wait in _WAITS]
@@ -217,11 +206,14 @@ def _wait(lengths: list[float], seconds: list[float]) -> tuple[float, float, flo
         log(believed / total) + _explains([wait + length for length in lengths], seconds)
         for wait, believed in zip(_WAITS, prior, strict=True)
     ]
-    most = max(likely)
-    weights = [exp(one - most) for one in likely]
-    middle = fsum(w * log(wait) for w, wait in zip(weights, _WAITS, strict=True)) / fsum(weights)
     flat = log(_FLAT) + _explains([1.0] * len(lengths), seconds)
-    return exp(middle), most + log(fsum(weights)), flat
+    most = max(flat, *likely)
+    weights = [exp(one - most) for one in likely]
+    likelihood = most + log(exp(flat - most) + fsum(weights))
+    if exp(flat - most) > fsum(weights):
+        return inf, likelihood
+    middle = fsum(w * log(wait) for w, wait in zip(weights, _WAITS, strict=True)) / fsum(weights)
+    return exp(middle), likelihood
 
 
 def _explains(shapes: list[float], seconds: list[float]) -> float:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from daemon.fullpass.time_left import in_words, right_twice
+from daemon.fullpass.time_left import in_words
 from daemon.llm.speed import Speeds
 
 MODEL = "claude-haiku-5-5"
@@ -98,28 +98,6 @@ def test_a_server_that_bills_any_reply_alike_is_timed_by_its_text(billed: int) -
         took = 0.1 * dice.lognormvariate(0.0, 0.3) + 0.00025 * characters
         speeds.seen(MODEL, characters, took, output_tokens=billed, past=True)
     assert speeds.seconds(MODEL, 20_000) == pytest.approx(5.1, rel=0.25)
-
-
-def test_while_two_kinds_of_server_explain_what_was_seen_both_are_told() -> None:
-    speeds, dice = Speeds(), random.Random(8)
-    for _ in range(8):
-        speeds.seen(MODEL, 680, 0.2 * dice.uniform(0.9, 1.1), past=True)
-    likely, otherwise = (speeds.seconds(MODEL, 20_000, otherwise=o) for o in (False, True))
-    assert otherwise == pytest.approx(0.2, rel=0.1)
-    assert likely > 10 * otherwise
-    for characters in (200, 1500, 80, 900, 400, 1200):
-        speeds.seen(MODEL, characters, 0.2 * dice.uniform(0.9, 1.1), past=True)
-    likely, otherwise = (speeds.seconds(MODEL, 20_000, otherwise=o) for o in (False, True))
-    assert likely == otherwise == pytest.approx(0.2, rel=0.1)
-
-
-def test_a_time_near_enough_to_both_that_may_be_is_told_where_there_is_one() -> None:
-    for likely, otherwise in ((60.0, 90.0), (90.0, 60.0), (60.0, 60.0)):
-        told = right_twice(likely, otherwise)
-        assert abs(told - likely) <= 0.25 * likely
-        assert abs(told - otherwise) <= 0.25 * otherwise
-    assert right_twice(60.0, 300.0) == 60.0
-    assert right_twice(60.0, None) == 60.0
 
 
 def test_a_provider_that_slows_down_is_believed_and_other_models_are_not_concerned() -> None:
