@@ -53,7 +53,7 @@ async def test_a_server_that_answers_any_length_in_one_time_is_recognised(
 ) -> None:
     anthropic_server.behave(latency_seconds=0.2)
     watched = await timed_pass(
-        database_url, anthropic_server, planted_export(conversations=40, facts_each=(2, 3, 4)),
+        database_url, anthropic_server, planted_export(conversations=80, facts_each=(2, 3, 4)),
         tmp_path, fact_extraction_concurrency=1,
     )  # fmt: skip
     watched.check()
