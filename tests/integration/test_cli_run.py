@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from daemon.cli.progress import Shown
+from daemon.embedded import EmbeddedPostgres
 from daemon.ops.status import Progress
 from tests.support.cli import EXAMPLE, Cli, ask
 
@@ -58,6 +59,18 @@ def test_demo_prints_the_memory_and_leaves_the_four_files(tmp_path: Path) -> Non
     assert {p.name for p in (tmp_path / "fullpass-out" / "demo").iterdir()} == FILES
     assert "No model was used" in done.stderr
     assert "ANTHROPIC_API_KEY" in done.stderr
+
+
+def test_demo_does_not_stumble_over_the_database_of_an_earlier_build(tmp_path: Path) -> None:
+    cli = Cli(tmp_path)
+    assert cli.run("demo").returncode == 0
+    with EmbeddedPostgres(cli.home / "demo" / "postgres") as server:
+        ask(
+            server.url, "update fullpass.schema_migrations set sha256 = 'another' where version = 3"
+        )
+    again = cli.run("demo")
+    assert again.returncode == 0, again.stderr
+    assert "## Preferences" in again.stdout
 
 
 def test_run_writes_files_that_agree_and_says_what_it_read(tmp_path: Path) -> None:
