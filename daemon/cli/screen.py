@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from daemon.cli.terminal import folded, printable
 from daemon.ops.costs import savings, tokens
+from daemon.ops.overview import counted
 from daemon.ops.status import CATEGORIES
 
 if TYPE_CHECKING:
@@ -276,12 +277,6 @@ def _heading(console: Console, text: str) -> None:
 def _bar(percent: int) -> str:
     filled = round(_BAR_CELLS * min(100, max(0, percent)) / 100)
     return "█" * filled + "░" * (_BAR_CELLS - filled)
-
-
-def counted(number: int, noun: str) -> str:
-    """Say how many of something there are."""
-    plural = "" if number == 1 else "es" if noun.endswith("sh") else "s"
-    return f"{number:,} {noun}{plural}"
 
 
 def span(seconds: float | None) -> str:

@@ -66,10 +66,10 @@ def run_worker(*, once: bool, as_json: bool) -> int:
 def import_everything() -> None:
     """Import every module now: a deploy that lacks one must fail before it claims a job.
 
-    Not what only people see: a screen that cannot be drawn is no reason to do no work, and 5 MB.
-    Nor what only the reading process runs, which holds it itself; what one setting brings is
-    imported where the worker is built from the settings. Half a million objects that stay for good
-    need no look for garbage, while they come (half the time of it) nor ever after.
+    Not what only other commands run: a screen that cannot be drawn is no reason to do no work, and
+    takes memory. Nor what only the reading process runs, which holds it itself; what one setting
+    brings is imported where the worker is built from the settings. What stays for good needs no
+    look for garbage, neither while it comes nor ever after.
     """
     gc.disable()
     for module in pkgutil.walk_packages(daemon.__path__, "daemon."):

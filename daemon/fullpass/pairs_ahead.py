@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from daemon.fullpass.facts import CheckedFact
 
-_MOST_HELD = 400
-"""They are compared in 40 ms on one core."""
+_MOST_HELD = 250
+"""All of them are compared at once: the loop serves nothing else meanwhile, and jobs beside this
+one must not notice."""
 _SUPPOSED = 2.0
 """What is supposed counts as much as so many pairs seen (Bayes, with a gamma distribution)."""
 _BY_CHANCE = 1.3

@@ -87,7 +87,7 @@ def _verdict(now: dict[str, Any]) -> tuple[bool, str]:
     paused = [worker for worker in alive if worker["waiting_for"]]
     if paused:
         told = paused[0]["waiting_for"].rstrip(".")
-        return False, f"{len(paused)} of {_count(len(alive), 'worker')} paused: {told}."
+        return False, f"{len(paused)} of {counted(len(alive), 'worker')} paused: {told}."
     if now["stuck"]:
         first = now["stuck"][0]
         more = f" ({queue['stuck']} are stuck)" if queue["stuck"] > 1 else ""
@@ -97,15 +97,17 @@ def _verdict(now: dict[str, Any]) -> tuple[bool, str]:
         return False, f"{day['failed']} of {ended} passes failed in the last 24 hours."
     if now["waiting"]:
         told = now["waiting"][0]["waiting_for"].rstrip(".")
-        return True, f"It works; {_count(len(now['waiting']), 'job')} waiting, first for: {told}."
+        return True, f"It works; {counted(len(now['waiting']), 'job')} waiting, first for: {told}."
     if not alive:
         return True, "Nothing is due; no worker is alive."
     busy = f"{queue['processing']} running, {queue['due']} due"
-    return True, f"It works: {_count(len(alive), 'worker')} alive, {busy}."
+    return True, f"It works: {counted(len(alive), 'worker')} alive, {busy}."
 
 
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" + ("" if number == 1 else "s")
+def counted(number: int, noun: str) -> str:
+    """Say how many of something there are."""
+    plural = "" if number == 1 else "es" if noun.endswith("sh") else "s"
+    return f"{number:,} {noun}{plural}"
 
 
 def _jobs(number: int) -> str:

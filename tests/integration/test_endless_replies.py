@@ -28,6 +28,7 @@ from tests.support.callers import Nobody, provider_at
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from daemon.database import Pool
     from daemon.llm.providers import Provider
 
 ENDED = {
@@ -89,6 +90,18 @@ async def endless() -> AsyncIterator[tuple[Endless, Provider]]:
         await provider.aclose()
 
 
+@asynccontextmanager
+async def caller_of_endless(database_url: str) -> AsyncIterator[tuple[Endless, Caller, Pool]]:
+    """A caller with its ledger, one call at a time."""
+    pool = await open_pool(database_url)
+    try:
+        async with endless() as (server, provider):
+            limiter = CallLimiter(ceiling=1, allowed=lambda _: 1)
+            yield server, Caller(provider, Ledger(pool), limiter), pool
+    finally:
+        await pool.close()
+
+
 def request(text: str = "text") -> Request:
     return Request("extract", "v1", "claude-haiku-5-5", "system", text, {}, 100, 30.0)
 
@@ -96,9 +109,7 @@ def request(text: str = "text") -> Request:
 async def test_a_reply_without_end_is_given_up_in_bounded_memory_and_leaves_its_receipt(
     database_url: str,
 ) -> None:
-    pool = await open_pool(database_url)
-    async with endless() as (server, provider):
-        caller = Caller(provider, Ledger(pool), CallLimiter(ceiling=1, allowed=lambda _: 1))
+    async with caller_of_endless(database_url) as (server, caller, pool):
         scope = Scope(uuid.uuid4(), uuid.uuid4(), Nobody())
         tracemalloc.start()
         try:
@@ -113,7 +124,6 @@ async def test_a_reply_without_end_is_given_up_in_bounded_memory_and_leaves_its_
         rows = await pool.fetch("select usable, stop_reason from fullpass.llm_calls")
         assert [row["usable"] for row in rows] == [False] * 3
         assert all("did not end" in row["stop_reason"] for row in rows)
-    await pool.close()
 
 
 async def test_a_reply_that_grows_without_end_as_it_is_unpacked_is_given_up() -> None:
@@ -166,9 +176,7 @@ async def test_an_error_in_place_of_results_is_no_longer_for_its_lines() -> None
 async def test_a_reply_that_breaks_off_under_way_leaves_a_receipt_and_is_asked_for_again(
     database_url: str,
 ) -> None:
-    pool = await open_pool(database_url)
-    async with endless() as (server, provider):
-        caller = Caller(provider, Ledger(pool), CallLimiter(ceiling=1, allowed=lambda _: 1))
+    async with caller_of_endless(database_url) as (server, caller, pool):
         scope = Scope(uuid.uuid4(), uuid.uuid4(), Nobody())
         # More is announced than comes before the link is closed: it was answered all the same.
         server.headers = f"{HEADERS}content-length: 1000\r\n"
@@ -185,7 +193,6 @@ async def test_a_reply_that_breaks_off_under_way_leaves_a_receipt_and_is_asked_f
         with pytest.raises(Wait, match="of status 500, broke off"):
             await caller.ask(scope, replace(request(), tries=1), lambda reply: reply.text)
         assert await pool.fetchval("select count(*) from fullpass.llm_calls") == 2
-    await pool.close()
 
 
 async def test_an_error_without_end_is_trouble_in_passing() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import psutil
@@ -54,3 +57,25 @@ async def test_an_idle_worker_with_the_vendors_sdk_rests_in_95_mb(
         maps = psutil.Process(worker.pid).memory_maps()
         assert any("anthropic" in m.path or "jiter" in m.path for m in maps)  # it is imported
         assert psutil.Process(worker.pid).memory_info().rss <= IDLE_RSS_BYTES
+
+
+def test_a_worker_imports_what_it_may_need_before_its_first_claim_and_nothing_else() -> None:
+    asked = (
+        "import gc, json, sys\n"
+        "from daemon.cli.worker import import_everything\n"
+        "import_everything()\n"
+        "print(json.dumps([list(sys.modules), gc.isenabled(), gc.get_freeze_count()]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, timeout=60, check=True
+    )
+    modules, looks_for_garbage, set_aside = json.loads(done.stdout)
+    needed = {"anthropic", "daemon.fullpass.sections", "daemon.export.source", "daemon.llm.batches"}
+    assert needed <= set(modules)
+    for name in (
+        "daemon.embedded", "daemon.export.reader", "daemon.fullpass.estimate", "daemon.llm.bedrock",
+        "daemon.llm.offline", "daemon.llm.vertex", "daemon.ops.mail", "daemon.ops.status", "rich",
+    ):  # fmt: skip
+        assert name not in modules, name
+    assert looks_for_garbage
+    assert set_aside > 100_000

@@ -83,4 +83,4 @@ def test_pairs_among_what_was_known_before_take_no_time() -> None:
 def test_no_more_are_foretold_than_may_be_asked_and_no_more_facts_held_than_are_compared() -> None:
     ahead = _read(_reworded(400))
     assert ahead.among(400_000, before=0) <= MOST_QUESTIONS
-    assert len(ahead._held) == 400
+    assert len(ahead._held) == 250

@@ -19,7 +19,8 @@ from daemon.cli.dashboard.frame import (
     table,
 )
 from daemon.cli.markup import plain_text, said
-from daemon.cli.screen import calls_of, counted, memory_of, span, whereabouts
+from daemon.cli.screen import calls_of, memory_of, span, whereabouts
+from daemon.ops.overview import counted
 
 if TYPE_CHECKING:
     from daemon.ops.trends import Rows
